@@ -1,0 +1,1 @@
+"""Keys, signatures and hybrid encryption: thin over pyca/cryptography, with every label in one list."""

@@ -1,0 +1,27 @@
+"""
+Every domain-separation label of the product, in one list.
+
+Rule: what is signed, encrypted or derived for one purpose must be useless for another,
+so each purpose has a label here and no label has two purposes.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Label(bytes, Enum):
+    """A purpose. The value goes into the signature, the HPKE info or the associated data."""
+
+    BINDING = b"aigovtool/v1/evidence-binding"
+    ENROLMENT = b"aigovtool/v1/enrolment"
+    CONTENT_KEY_RELEASE = b"aigovtool/v1/content-key-release"
+    CONTENT_KEY_AT_REST = b"aigovtool/v1/content-key-at-rest"
+    SIGNING_KEY_AT_REST = b"aigovtool/v1/signing-key-at-rest"
+    SEALED_MANIFEST = b"aigovtool/v1/sealed-manifest"
+    SESSION_STATEMENT = b"aigovtool/v1/session-statement"
+    CONTROL_HELLO = b"aigovtool/v1/control-hello"
+    SETTLEMENT = b"aigovtool/v1/settlement"
+    RECEIPT = b"aigovtool/v1/receipt"
+    STOP_PROOF = b"aigovtool/v1/stop-proof"
+    ATTESTATION_RESULT = b"aigovtool/v1/attestation-result"

@@ -1,0 +1,109 @@
+"""
+Ed25519 signatures with a purpose.
+
+What is signed is ``label || 0x00 || payload`` (RFC 8032 Ed25519 over it), so a signature made
+for one purpose never verifies for another. Labels hold no zero byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from aigovtool.crypto.labels import Label
+from aigovtool.errors import MalformedError, VerificationError
+
+PUBLIC_KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+_PREFIX = "ed25519:"
+
+
+class SigningKey:
+    """An Ed25519 private key. Never printed; `seed` leaves only to be encrypted at rest."""
+
+    __slots__ = ("_key", "public_key")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public_key: bytes = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> SigningKey:
+        """Load the 32-byte seed that `seed` returned; raises MalformedError on another length."""
+        try:
+            return cls(Ed25519PrivateKey.from_private_bytes(seed))
+        except ValueError:
+            raise MalformedError(
+                "not an Ed25519 seed", expected="32 bytes", came=f"{len(seed)} bytes"
+            ) from None
+
+    def seed(self) -> bytes:
+        return self._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+
+    def sign(self, label: Label, payload: bytes) -> bytes:
+        """Return the 64-byte signature of *payload* for the purpose *label*."""
+        return self._key.sign(label.value + b"\0" + payload)
+
+    def x509_key(self) -> Ed25519PrivateKey:
+        """The same key as pyca/cryptography knows it, to sign the custodian's own certificate."""
+        return self._key
+
+
+def verify_signature(public_key: bytes, label: Label, payload: bytes, signature: bytes) -> None:
+    """
+    Check that *signature* over *payload* was made by *public_key* for the purpose *label*.
+
+    Raises:
+        MalformedError: *public_key* is not 32 bytes of an Ed25519 point.
+        VerificationError: the signature does not hold.
+    """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(public_key)
+    except ValueError:
+        raise MalformedError("not an Ed25519 public key") from None
+    try:
+        key.verify(signature, label.value + b"\0" + payload)
+    except InvalidSignature:
+        raise VerificationError(
+            f"signature for {label.value.decode()} does not verify",
+            code="signature",
+            expected=f"signed by {format_public_key(public_key)}",
+        ) from None
+
+
+def format_public_key(public_key: bytes) -> str:
+    """Write a public key as ``ed25519:<base64url without padding>``."""
+    return _PREFIX + base64.urlsafe_b64encode(public_key).rstrip(b"=").decode()
+
+
+def parse_public_key(text: str) -> bytes:
+    """Read what `format_public_key` wrote; raises MalformedError on anything else."""
+    if not text.startswith(_PREFIX):
+        raise MalformedError("not a public key", expected=f"{_PREFIX}…", came=f"{text[:12]!r}")
+    body = text.removeprefix(_PREFIX)
+    try:
+        key = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedError("a public key is not base64url") from None
+    if len(key) != PUBLIC_KEY_BYTES or format_public_key(key) != text:
+        raise MalformedError("a public key is not 32 bytes in canonical base64url")
+    return key
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Return the first 16 hex digits of the key's SHA-256, for people to compare."""
+    return hashlib.sha256(public_key).hexdigest()[:16]
