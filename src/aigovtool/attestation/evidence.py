@@ -56,7 +56,7 @@ class Evidence:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endorsements:
     """
-    What the vendors say of the platform: certificates, CRLs, TCB info, RIMs (RFC 9334, Endorsement).
+    What vendors say of the platform: certificates, CRLs, TCB info, RIMs (RFC 9334, Endorsement).
 
     They prove themselves by their signatures, so they may come from anyone, the attester included.
     """

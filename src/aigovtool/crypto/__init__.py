@@ -1,1 +1,1 @@
-"""Keys, signatures and hybrid encryption: thin over pyca/cryptography, with every label in one list."""
+"""Keys, signatures and hybrid encryption: thin over pyca/cryptography; every label in one list."""
