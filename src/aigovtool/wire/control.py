@@ -1,0 +1,225 @@
+"""
+The control connection: one WebSocket that the enclave keeps open to the custodian.
+
+It opens with `Hello` (who), answered by `Welcome`. After that the enclave sends reports, one at a
+time, each answered by a `ReportAnswer` of the same number; the custodian pushes whatever has
+changed. Messages are JSON, tagged by ``type``.
+
+Rule 1: a report that was not answered is sent again with its number, after a reconnection too; the
+custodian applies each number once and gives the same answer.
+Rule 2: a lease's time runs from the moment its report was *first* sent (I2).
+Rule 3: a settlement is final for its lease: the enclave has closed the lease before it signs.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Message, Signed
+from aigovtool.wire.enrolment import RosterEntry, Terms
+
+MAX_CONTROL_BYTES = 4 << 20
+MAX_SETTLEMENTS = 64  # in one report; more wait for the next
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+class ControlChallenge(Message, frozen=True, kw_only=True, tag="challenge"):
+    """The custodian's first message: 32 bytes to sign."""
+
+    nonce: bytes
+
+
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
+    """
+    Who is here. `signature` is by the session's attested signing key over
+    ``nonce || session`` (`Label.CONTROL_HELLO`).
+    """
+
+    session: SessionId
+    signature: bytes
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """The state of things; what follows are changes to it."""
+
+    state: str
+    state_reason: str
+    terms: Terms
+    roster: tuple[RosterEntry, ...]
+    left: int
+
+
+# --- enclave to custodian --------------------------------------------------------------------
+
+
+class Settlement(Message, frozen=True, kw_only=True):
+    """
+    The final use of a lease, signed by the session (`Label.SETTLEMENT`).
+
+    Args:
+        used: credits charged to the lease, at most its size.
+        by_consumer: the same, by consumer; sums up to `used`.
+        receipts: number of receipts that the session has issued up to now.
+        receipt_chain: SHA-256 of the last of them, or 32 zero bytes.
+    """
+
+    loan: LoanId
+    session: SessionId
+    lease: LeaseId
+    used: int
+    by_consumer: dict[ConsumerId, int]
+    receipts: int
+    receipt_chain: bytes
+
+
+class Want(Message, frozen=True, kw_only=True):
+    """
+    A wish for a lease.
+
+    Args:
+        credits: how many would serve for one lease duration.
+        by_consumer: what consumers with a budget of their own wait for, by consumer.
+    """
+
+    credits: int
+    by_consumer: dict[ConsumerId, int] = {}
+
+
+class Report(Message, frozen=True, kw_only=True, tag="report"):
+    """Settle what is closed, and ask for a lease if one is wanted; `number` starts at 1."""
+
+    number: int
+    settlements: tuple[Signed, ...] = ()
+    want: Want | None = None
+
+
+class MoreWanted(Message, frozen=True, kw_only=True, tag="more-wanted"):
+    """The budget is used up; a consumer asks for more, in its own words."""
+
+    consumer: ConsumerId
+    credits: int
+    reason: str
+
+
+class StopProof(Message, frozen=True, kw_only=True):
+    """
+    Signed by the session (`Label.STOP_PROOF`) after key and model were wiped.
+
+    Args:
+        receipts: number of the session's last receipt.
+        cancelled: queries that were in flight and cancelled.
+        reason: why it stopped.
+    """
+
+    loan: LoanId
+    session: SessionId
+    receipts: int
+    receipt_chain: bytes
+    cancelled: int
+    reason: str
+    wiped: datetime
+
+
+class Stopped(Message, frozen=True, kw_only=True, tag="stopped"):
+    """Key and model are gone; `proof` is a signed `StopProof`. The session ends here."""
+
+    proof: Signed
+
+
+FromEnclave = Report | MoreWanted | Stopped
+
+
+# --- custodian to enclave --------------------------------------------------------------------
+
+
+class Lease(Message, frozen=True, kw_only=True):
+    """
+    A block of credits.
+
+    Args:
+        credits: inferences that may be served from it.
+        caps: for each consumer with a budget of its own, how many of them; one that is not
+            named here and has such a budget may use none.
+        duration_s: how long it lives from when its report was first sent; 0 means that it serves
+            the queries that asked for it and no other.
+    """
+
+    lease: LeaseId
+    credits: int
+    caps: dict[ConsumerId, int]
+    duration_s: float
+
+
+class ReportAnswer(Message, frozen=True, kw_only=True, tag="report-answer"):
+    """
+    Args:
+        settled: leases whose settlement is now durable.
+        lease: what was granted, or None.
+        left: credits of the loan that are not leased to anyone.
+        leased_elsewhere: credits in other sessions' live leases; some may come back.
+        consumer_left: for consumers with a budget of their own, what is left at the custodian.
+        statement: a fresh `SessionStatement`.
+    """
+
+    number: int
+    settled: tuple[LeaseId, ...]
+    lease: Lease | None
+    left: int
+    leased_elsewhere: int
+    consumer_left: dict[ConsumerId, int]
+    statement: Signed
+
+
+class LoanChanged(Message, frozen=True, kw_only=True, tag="loan-changed"):
+    """The loan's state is now this. Anything but ``active`` stops the enclave."""
+
+    state: str
+    reason: str
+
+
+class RosterChanged(Message, frozen=True, kw_only=True, tag="roster-changed"):
+    """Consumers are now these, all of them."""
+
+    roster: tuple[RosterEntry, ...]
+
+
+class CreditsFreed(Message, frozen=True, kw_only=True, tag="credits-freed"):
+    """There are credits to lease again."""
+
+    left: int
+
+
+class MoreDecided(Message, frozen=True, kw_only=True, tag="more-decided"):
+    """What a person decided on a consumer's request for more, and why."""
+
+    consumer: ConsumerId
+    approved: bool
+    credits: int
+    reason: str
+
+
+class SessionEnded(Message, frozen=True, kw_only=True, tag="session-ended"):
+    """This session is not (or no longer) known; enrol again."""
+
+    reason: str
+
+
+class ShuttingDown(Message, frozen=True, kw_only=True, tag="shutting-down"):
+    """The custodian stops: settle now; nothing more will be leased until it is back."""
+
+    settle_within_s: float
+
+
+FromCustodian = (
+    Welcome
+    | ReportAnswer
+    | LoanChanged
+    | RosterChanged
+    | CreditsFreed
+    | MoreDecided
+    | SessionEnded
+    | ShuttingDown
+)

@@ -1,0 +1,17 @@
+"""The names of our own HTTP headers and the paths that the three roles meet on."""
+
+from __future__ import annotations
+
+REMAINING = "Aigovtool-Remaining"
+RECEIPT = "Aigovtool-Receipt"
+REASON = "Aigovtool-Reason"  # a consumer's own words for why it needs more; goes to the custodian
+
+MAX_REASON_CHARACTERS = 500
+
+ATTESTATION_PATH = "/.well-known/attestation"  # on the enclave, for consumers
+BUDGET_PATH = "/v1/budget"
+
+CHALLENGE_PATH = "/enclave/v1/challenge"  # on the custodian, for enclaves
+ENROL_PATH = "/enclave/v1/enrol"
+BODY_PATH = "/enclave/v1/models/{digest}/body"
+CONTROL_PATH = "/enclave/v1/control"

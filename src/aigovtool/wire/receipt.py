@@ -1,0 +1,68 @@
+"""
+Receipts: the enclave's signed word about one inference, in the header ``Aigovtool-Receipt``.
+
+The header is ``base64url(payload).base64url(signature)``; the signature is by the session's attested
+signing key (`Label.RECEIPT`). Each receipt names the SHA-256 of the one before it in its session,
+so that a gap or a fork shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+
+from aigovtool.errors import MalformedError
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Message, Signed
+
+MAX_RECEIPT_BYTES = 4096
+NO_RECEIPT_BEFORE = bytes(32)
+
+
+class Receipt(Message, frozen=True, kw_only=True):
+    """
+    Args:
+        number: of this receipt in its session, from 1.
+        previous: SHA-256 of the payload before it, 32 zero bytes for the first.
+        model_digest: SHA-256 of the sealed model's manifest, as signed.
+        cost: credits charged.
+        balance_before, balance_after: credits in the lease around the charge.
+        time: enclave wall time, aware UTC; for people.
+    """
+
+    loan: LoanId
+    session: SessionId
+    lease: LeaseId
+    consumer: ConsumerId
+    model_digest: bytes
+    number: int
+    previous: bytes
+    cost: int
+    balance_before: int
+    balance_after: int
+    time: datetime
+
+
+def to_header(signed: Signed) -> str:
+    """Write a signed receipt as a header value."""
+    return f"{_b64(signed.payload)}.{_b64(signed.signature)}"
+
+
+def from_header(value: str) -> Signed:
+    """Read a header value; raises MalformedError. The signature is still to be checked."""
+    payload, dot, signature = value.partition(".")
+    if not dot or len(value) > MAX_RECEIPT_BYTES:
+        raise MalformedError("not a receipt header")
+    try:
+        return Signed(payload=_unb64(payload), signature=_unb64(signature))
+    except (binascii.Error, ValueError):
+        raise MalformedError("a receipt header is not base64url") from None
+
+
+def _b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _unb64(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
