@@ -9,7 +9,7 @@ only after its signature holds.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -42,12 +42,13 @@ def encode(message: msgspec.Struct) -> bytes:
     return msgspec.json.encode(message)
 
 
-def decode(
-    data: bytes | bytearray | memoryview | str,
-    kind: type[T],
-    *,
-    max_bytes: int = MAX_MESSAGE_BYTES,
-) -> T:
+@overload
+def decode(data: bytes | memoryview | str, kind: type[T], *, max_bytes: int = ...) -> T: ...
+@overload  # a union of messages is not a type[T] to mypy
+def decode(data: bytes | memoryview | str, kind: Any, *, max_bytes: int = ...) -> Any: ...
+
+
+def decode(data: bytes | memoryview | str, kind: Any, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     """
     Read one message of type *kind* from JSON.
 

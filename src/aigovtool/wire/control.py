@@ -14,6 +14,7 @@ Rule 3: a settlement is final for its lease: the enclave has closed the lease be
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TypeAlias
 
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Message, Signed
@@ -85,7 +86,7 @@ class Want(Message, frozen=True, kw_only=True):
     """
 
     credits: int
-    by_consumer: dict[ConsumerId, int] = {}
+    by_consumer: dict[ConsumerId, int]
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):
@@ -129,7 +130,7 @@ class Stopped(Message, frozen=True, kw_only=True, tag="stopped"):
     proof: Signed
 
 
-FromEnclave = Report | MoreWanted | Stopped
+FromEnclave: TypeAlias = Report | MoreWanted | Stopped
 
 
 # --- custodian to enclave --------------------------------------------------------------------
@@ -213,7 +214,7 @@ class ShuttingDown(Message, frozen=True, kw_only=True, tag="shutting-down"):
     settle_within_s: float
 
 
-FromCustodian = (
+FromCustodian: TypeAlias = (
     Welcome
     | ReportAnswer
     | LoanChanged

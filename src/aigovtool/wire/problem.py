@@ -112,7 +112,7 @@ INTERNAL = Problem(
 
 
 def headers_of(error: AIGovToolError) -> dict[str, str]:
-    """Return the extra headers of an error answer: Retry-After (whole seconds), WWW-Authenticate."""
+    """Return the extra headers of an error answer: Retry-After in whole seconds, and the like."""
     if isinstance(error, BudgetExhaustedError | UnavailableError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     if isinstance(error, UnauthenticatedError):

@@ -1,8 +1,8 @@
 """
 Receipts: the enclave's signed word about one inference, in the header ``Aigovtool-Receipt``.
 
-The header is ``base64url(payload).base64url(signature)``; the signature is by the session's attested
-signing key (`Label.RECEIPT`). Each receipt names the SHA-256 of the one before it in its session,
+The header is ``base64url(payload).base64url(signature)``, signed by the session's attested signing
+key (`Label.RECEIPT`). Each receipt names the SHA-256 of the one before it in its session,
 so that a gap or a fork shows.
 """
 
