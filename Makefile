@@ -1,0 +1,63 @@
+# Everything starts from a bare Python 3.11+, make and a package index; no root.
+# The environment is .venv; what goes into it is pinned by hash in requirements/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint typecheck imports unit docs bench lock clean check-python
+
+demo: .venv/.runtime
+	$(BIN)/aigovtool demo
+
+test: lint typecheck imports docs unit
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: .venv/.dev
+	$(BIN)/mypy
+
+imports: .venv/.dev
+	$(BIN)/lint-imports --no-cache
+
+unit: .venv/.dev
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+docs: .venv/.dev
+	$(BIN)/sphinx-build -q -W -b html docs build/docs
+
+# Benchmarks install what they compare with
+bench: .venv/.dev
+	$(PIP) install --require-hashes -r requirements/bench.txt
+	$(BIN)/python -m benchmarks.unsealing
+	$(BIN)/python -m benchmarks.metering
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 …")'
+
+.venv/bin/python: | check-python
+	$(PYTHON) -m venv .venv
+
+# hatchling comes from the lock too, so building our own package fetches nothing unpinned
+.venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes -r requirements/runtime.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt .venv/.runtime
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Write the lock files anew (make lock UPGRADE=--upgrade). No index address goes into them.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-header --no-annotate $(UPGRADE)
+
+lock: .venv/.dev
+	$(COMPILE) pyproject.toml requirements/build.in -o requirements/runtime.txt
+	$(COMPILE) requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) requirements/bench.in -o requirements/bench.txt
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
