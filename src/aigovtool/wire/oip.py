@@ -1,0 +1,554 @@
+"""
+The Open Inference Protocol v2 with the binary tensor extension: both sides of ``/v2``.
+
+A message is a JSON object; tensors may follow it as bytes, in the order in which the object names
+them, and then the header ``Inference-Header-Content-Length`` gives the length of the object.
+
+Rule 1: what is not understood is refused. Shared memory, classification and raw-binary requests
+        change what an answer means, so that they are an error and not ignored.
+Rule 2: broken framing is `MalformedError` (400); a tensor that does not fit the model is
+        `BadTensorError` (422); what passes a limit is `TooLargeError` (413).
+Rule 3: what we encode puts the bytes of its first binary tensor at a multiple of `ALIGNMENT`,
+        by spaces after the object, so that the reader needs no copy.
+
+Sources: kserve/open-inference-protocol, `inference_rest.md`; triton-inference-server,
+`extension_binary_data.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from aigovtool.errors import BadTensorError, MalformedError, TooLargeError
+from aigovtool.wire.codec import Message, decode
+from aigovtool.wire.tensors import (
+    Array,
+    count_elements,
+    datatype_of,
+    from_binary,
+    from_json,
+    to_binary,
+    to_json,
+)
+
+HEADER_LENGTH: Final = "Inference-Header-Content-Length"
+BINARY_EXTENSION: Final = "binary_tensor_data"
+JSON_TYPE: Final = "application/json"
+BINARY_TYPE: Final = "application/octet-stream"
+ALIGNMENT = 64  # bytes; the widest vector registers, and more than any element needs
+
+_REFUSED_PARAMETERS = {
+    "classification": "classification is left to the client, which knows the model's labels",
+    "shared_memory_region": "an enclave shares no memory with its consumers",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """
+    What one message may be. The defaults take four COVID-Net images at once as JSON.
+
+    Args:
+        max_body_bytes: of the whole message.
+        max_json_bytes: of its JSON object, which takes up to 16 times that while it is read.
+        max_tensors: inputs, or outputs.
+        max_elements: of one tensor.
+    """
+
+    max_body_bytes: int = 256 << 20
+    max_json_bytes: int = 64 << 20
+    max_tensors: int = 64
+    max_elements: int = 1 << 28
+
+
+DEFAULT_LIMITS = Limits()
+
+# --- messages --------------------------------------------------------------------------------
+
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Parameters = dict[Annotated[str, Meta(max_length=256)], str | int | float | bool]
+
+
+class TensorSignature(Message, frozen=True, kw_only=True):
+    """``$metadata_tensor``: a tensor that a model takes or gives; -1 is any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(Message, frozen=True, kw_only=True):
+    """``$metadata_model_response``, the answer to ``GET /v2/models/NAME``."""
+
+    name: str
+    versions: tuple[str, ...] = ()
+    platform: str
+    inputs: tuple[TensorSignature, ...]
+    outputs: tuple[TensorSignature, ...]
+
+
+class ServerMetadata(Message, frozen=True, kw_only=True):
+    """``$metadata_server_response``, the answer to ``GET /v2``."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...] = (BINARY_EXTENSION,)
+
+
+class _Tensor(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """``$request_input`` and ``$response_output``."""
+
+    name: Name
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: Parameters | None = None
+    data: msgspec.Raw | UnsetType = UNSET
+
+
+class _Wanted(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """``$request_output``."""
+
+    name: Name
+    parameters: Parameters | None = None
+
+
+class _Request(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """``$inference_request``. Some clients repeat the model of the URL in it; the URL decides."""
+
+    id: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    parameters: Parameters | None = None
+    inputs: tuple[_Tensor, ...]
+    outputs: tuple[_Wanted, ...] | None = None
+
+
+class _Response(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """``$inference_response``."""
+
+    model_name: str
+    model_version: str | None = None
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: tuple[_Tensor, ...]
+
+
+# --- what the program works with --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedOutput:
+    """An output by name, and whether it goes back as binary data."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InferRequest:
+    """
+    A request whose tensors fit the model.
+
+    Args:
+        id: to be given back; empty for none.
+        parameters: as sent, without a meaning here.
+        inputs: every input of the model, views of the body where they came as binary data.
+        outputs: what to give back, in this order; all outputs when the request names none.
+    """
+
+    id: str
+    parameters: Mapping[str, str | int | float | bool]
+    inputs: dict[str, Array]
+    outputs: tuple[RequestedOutput, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InferResponse:
+    """An answer: the model's own name for itself, and the outputs in their order."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBody:
+    """
+    A message ready to be sent.
+
+    Args:
+        header_length: of the JSON object, when binary data follows it.
+        chunks: to be sent one after the other; those of tensors are views, so keep the arrays
+            as they are until all is sent.
+    """
+
+    header_length: int | None
+    chunks: tuple[bytes | memoryview, ...]
+
+    @property
+    def content_length(self) -> int:
+        """Bytes in all chunks."""
+        return sum(len(chunk) for chunk in self.chunks)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that describe the body."""
+        headers = {"Content-Length": str(self.content_length), "Content-Type": JSON_TYPE}
+        if self.header_length is not None:
+            headers |= {"Content-Type": BINARY_TYPE, HEADER_LENGTH: str(self.header_length)}
+        return headers
+
+
+# --- the enclave's directions -----------------------------------------------------------------
+
+
+def decode_infer_request(
+    body: bytes | bytearray | memoryview,
+    *,
+    header_length: int | None,
+    model: ModelMetadata,
+    limits: Limits = DEFAULT_LIMITS,
+) -> InferRequest:
+    """
+    Read a request for *model*.
+
+    Args:
+        body: of the HTTP request; it must not change while the tensors are in use.
+        header_length: value of `HEADER_LENGTH` (see `parse_header_length`), None without it.
+
+    Raises:
+        MalformedError: not such a message, or lengths that do not add up.
+        BadTensorError: a tensor unknown, missing, given twice, or unlike the model's.
+        TooLargeError: past one of the *limits*.
+    """
+    head, binary = _split(body, header_length, limits)
+    request = decode(head, _Request, max_bytes=limits.max_json_bytes)
+    inputs = _read_tensors(request.inputs, binary, limits, expected=model.inputs)
+    for signature in model.inputs:
+        if signature.name not in inputs:
+            raise BadTensorError(
+                f"the input {signature.name!r} is missing",
+                code="bad_tensor.missing",
+                expected=_names(model.inputs),
+                came=", ".join(map(repr, inputs)) or "no input",
+            )
+    return InferRequest(
+        id=request.id or "",
+        parameters=request.parameters or {},
+        inputs=inputs,
+        outputs=_requested_outputs(request, model, limits),
+    )
+
+
+def encode_infer_response(
+    request: InferRequest,
+    outputs: Mapping[str, Array],
+    *,
+    model_name: str,
+    model_version: str | None = None,
+) -> EncodedBody:
+    """
+    Write the answer to *request*: the outputs that it asked for, in the form it asked for.
+
+    Raises:
+        BadTensorError: an output that the form asked for cannot carry.
+    """
+    tensors, binary = _write_tensors(
+        (wanted.name, outputs[wanted.name], wanted.binary) for wanted in request.outputs
+    )
+    return _join(
+        _Response(
+            model_name=model_name,
+            model_version=model_version,
+            id=request.id or None,
+            outputs=tensors,
+        ),
+        binary,
+    )
+
+
+# --- the client's directions ------------------------------------------------------------------
+
+
+def encode_infer_request(
+    inputs: Mapping[str, Array],
+    *,
+    outputs: Sequence[str] = (),
+    id: str = "",
+    parameters: Mapping[str, str | int | float | bool] | None = None,
+    binary: bool = True,
+) -> EncodedBody:
+    """
+    Write a request.
+
+    Args:
+        inputs: the tensors by name.
+        outputs: names of those wanted; all when empty.
+        binary: whether tensors travel as binary data, both ways.
+
+    Raises:
+        BadTensorError: an array that the form cannot carry.
+    """
+    tensors, data = _write_tensors((name, array, binary) for name, array in inputs.items())
+    all_parameters = dict(parameters or {})
+    if binary:
+        all_parameters["binary_data_output"] = True
+    request = _Request(
+        id=id or None,
+        parameters=all_parameters or None,
+        inputs=tensors,
+        outputs=tuple(_Wanted(name=name) for name in outputs) or None,
+    )
+    return _join(request, data)
+
+
+def decode_infer_response(
+    body: bytes | bytearray | memoryview,
+    *,
+    header_length: int | None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> InferResponse:
+    """
+    Read an answer. Arrays are views of *body* where they came as binary data.
+
+    Raises:
+        MalformedError, BadTensorError, TooLargeError: as `decode_infer_request`.
+    """
+    head, binary = _split(body, header_length, limits)
+    response = decode(head, _Response, max_bytes=limits.max_json_bytes)
+    return InferResponse(
+        model_name=response.model_name,
+        model_version=response.model_version or "",
+        id=response.id or "",
+        outputs=_read_tensors(response.outputs, binary, limits, expected=None),
+    )
+
+
+def parse_header_length(value: str | bytes | None) -> int | None:
+    """Read the value of `HEADER_LENGTH`; raises MalformedError."""
+    if value is None:
+        return None
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    # str.isdigit alone lets through digits of other scripts, int() alone "+1" and "1_0"
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise MalformedError(f"{HEADER_LENGTH} is not a length", expected="decimal digits")
+    return int(text)
+
+
+# --- framing ----------------------------------------------------------------------------------
+
+
+class _Reader:
+    """The binary data after the object, taken piece by piece."""
+
+    __slots__ = ("_data", "_offset")
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._offset = 0
+
+    def take(self, name: str, size: object) -> memoryview:
+        """Return the next *size* bytes, which belong to tensor *name*."""
+        left = len(self._data) - self._offset
+        if type(size) is not int or not 0 <= size <= left:
+            raise MalformedError(
+                f"the binary data of tensor {name!r} is not there",
+                expected=f"binary_data_size from 0 to {left}",
+                came=repr(size) if isinstance(size, int | float) else type(size).__name__,
+            )
+        start, self._offset = self._offset, self._offset + size
+        return self._data[start : self._offset]
+
+    def finish(self) -> None:
+        """Refuse bytes that belong to no tensor."""
+        if self._offset != len(self._data):
+            raise MalformedError(
+                "there is binary data that no tensor names",
+                expected=f"{self._offset} bytes after the JSON object",
+                came=f"{len(self._data)} bytes",
+            )
+
+
+def _split(
+    body: bytes | bytearray | memoryview, header_length: int | None, limits: Limits
+) -> tuple[memoryview, _Reader]:
+    """Part the JSON object from the binary data."""
+    if len(body) > limits.max_body_bytes:
+        raise TooLargeError(
+            "message too large",
+            expected=f"at most {limits.max_body_bytes} bytes",
+            came=f"{len(body)} bytes",
+        )
+    view = memoryview(body)
+    length = len(view) if header_length is None else header_length
+    if header_length == 0:
+        raise MalformedError(
+            "raw binary requests are not served",
+            expected=f"a JSON object, its length in {HEADER_LENGTH}",
+        )
+    if not 0 < length <= len(view):
+        raise MalformedError(
+            f"{HEADER_LENGTH} and the body differ",
+            expected=f"1 to {len(view)} bytes",
+            came=f"{length} bytes",
+        )
+    return view[:length], _Reader(view[length:])
+
+
+def _join(message: msgspec.Struct, binary: Sequence[bytes | memoryview]) -> EncodedBody:
+    """Put the binary data after the object, aligned."""
+    head = msgspec.json.encode(message)
+    if not binary:
+        return EncodedBody(header_length=None, chunks=(head,))
+    head += b" " * (-len(head) % ALIGNMENT)
+    return EncodedBody(header_length=len(head), chunks=(head, *binary))
+
+
+def _read_tensors(
+    tensors: Sequence[_Tensor],
+    binary: _Reader,
+    limits: Limits,
+    *,
+    expected: Sequence[TensorSignature] | None,
+) -> dict[str, Array]:
+    """Read all tensors of a message, each once, and each as *expected* says when it is given."""
+    _limit_count(tensors, limits)
+    signatures = None if expected is None else {one.name: one for one in expected}
+    arrays: dict[str, Array] = {}
+    for tensor in tensors:
+        _refuse_parameters(tensor.name, tensor.parameters)
+        if tensor.name in arrays:
+            raise BadTensorError(
+                f"the tensor {tensor.name!r} is given twice", code="bad_tensor.duplicate"
+            )
+        if signatures is not None:
+            _check_signature(tensor, signatures)
+        count_elements(tensor.name, tensor.shape, max_elements=limits.max_elements)
+        size = (tensor.parameters or {}).get("binary_data_size")
+        if (size is None) == (tensor.data is UNSET):
+            raise MalformedError(
+                f"the tensor {tensor.name!r} has "
+                + ("no data" if size is None else "both JSON and binary data"),
+                expected='either "data" or the parameter "binary_data_size"',
+            )
+        if isinstance(tensor.data, UnsetType):
+            arrays[tensor.name] = from_binary(
+                tensor.name, binary.take(tensor.name, size), tensor.datatype, tensor.shape
+            )
+        else:
+            arrays[tensor.name] = from_json(tensor.name, tensor.data, tensor.datatype, tensor.shape)
+    binary.finish()
+    return arrays
+
+
+def _write_tensors(
+    arrays: Iterable[tuple[str, Array, bool]],
+) -> tuple[tuple[_Tensor, ...], list[bytes | memoryview]]:
+    """Write (name, array, as binary data?) in order; the bytes of binary ones come separately."""
+    tensors: list[_Tensor] = []
+    chunks: list[bytes | memoryview] = []
+    for name, array, as_binary in arrays:
+        parameters: Parameters | None = None
+        data: msgspec.Raw | UnsetType = UNSET
+        if as_binary:
+            chunks.append(to_binary(name, array))
+            parameters = {"binary_data_size": len(chunks[-1])}
+        else:
+            data = msgspec.Raw(msgspec.json.encode(to_json(name, array)))
+        tensors.append(
+            _Tensor(
+                name=name,
+                shape=array.shape,
+                datatype=datatype_of(name, array),
+                parameters=parameters,
+                data=data,
+            )
+        )
+    return tuple(tensors), chunks
+
+
+# --- the model's signature --------------------------------------------------------------------
+
+
+def _check_signature(tensor: _Tensor, signatures: Mapping[str, TensorSignature]) -> None:
+    try:
+        signature = signatures[tensor.name]
+    except KeyError:
+        raise BadTensorError(
+            "the model has no such input",
+            code="bad_tensor.unknown",
+            expected=_names(signatures.values()),
+            came=repr(tensor.name),
+        ) from None
+    fits = len(tensor.shape) == len(signature.shape) and all(
+        wanted in (-1, came) for wanted, came in zip(signature.shape, tensor.shape, strict=True)
+    )
+    if tensor.datatype != signature.datatype or not fits:
+        raise BadTensorError(
+            f"the input {tensor.name!r} is not what the model takes",
+            code="bad_tensor.signature",
+            expected=f"{signature.datatype} {list(signature.shape)} (-1 is any length)",
+            came=f"{tensor.datatype} {list(tensor.shape)}",
+        )
+
+
+def _requested_outputs(
+    request: _Request, model: ModelMetadata, limits: Limits
+) -> tuple[RequestedOutput, ...]:
+    binary = _flag(request.parameters, "binary_data_output", default=False)
+    if not request.outputs:
+        return tuple(RequestedOutput(name=one.name, binary=binary) for one in model.outputs)
+    _limit_count(request.outputs, limits)
+    known = {one.name for one in model.outputs}
+    requested: dict[str, RequestedOutput] = {}
+    for wanted in request.outputs:
+        _refuse_parameters(wanted.name, wanted.parameters)
+        if wanted.name not in known or wanted.name in requested:
+            raise BadTensorError(
+                "an output is asked for twice"
+                if wanted.name in requested
+                else "the model has no such output",
+                code="bad_tensor.output",
+                expected=_names(model.outputs),
+                came=repr(wanted.name),
+            )
+        requested[wanted.name] = RequestedOutput(
+            name=wanted.name, binary=_flag(wanted.parameters, "binary_data", default=binary)
+        )
+    return tuple(requested.values())
+
+
+def _flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
+    value = (parameters or {}).get(name, default)
+    if not isinstance(value, bool):
+        raise MalformedError(f"the parameter {name!r} is not a boolean", came=type(value).__name__)
+    return value
+
+
+def _refuse_parameters(name: str, parameters: Parameters | None) -> None:
+    for parameter, why in _REFUSED_PARAMETERS.items():
+        if parameters and parameter in parameters:
+            raise BadTensorError(
+                f"the parameter {parameter!r} of tensor {name!r} is not served",
+                code="bad_tensor.parameter",
+                mend=why,
+            )
+
+
+def _limit_count(tensors: Sequence[object], limits: Limits) -> None:
+    if len(tensors) > limits.max_tensors:
+        raise TooLargeError(
+            "too many tensors",
+            expected=f"at most {limits.max_tensors}",
+            came=str(len(tensors)),
+        )
+
+
+def _names(signatures: Iterable[TensorSignature]) -> str:
+    return ", ".join(repr(one.name) for one in signatures)
