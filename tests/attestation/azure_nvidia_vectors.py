@@ -1,0 +1,97 @@
+"""The recorded TPM, Azure, NVIDIA and composite evidence, as our own `Evidence`, case by case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.tpm2 import verify as tpm2
+from tests.shared_data import ROOT, shared
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One case of one vector of the manifest."""
+
+    vector: Mapping[str, Any]
+    case: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return f"{self.vector['id']}: {self.case['name']}"
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromisoformat(self.case["verification_time"])
+
+    @property
+    def expected(self) -> Mapping[str, Any]:
+        return self.case["expected"]
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        return self.vector["fields"]
+
+    def path(self, name: str) -> Path:
+        return shared("evidence", *self.vector["id"].split("/"), *name.split("/"))
+
+    def file(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+
+def cases(*kinds: str) -> list[Any]:
+    """Every case of the vectors in the folders *kinds*, as pytest parameters."""
+    found = [
+        Case(vector, case)
+        for vector in _manifest()
+        if vector["id"].split("/")[0] in kinds
+        for case in vector["cases"]
+    ]
+    return [pytest.param(case, id=case.id) for case in found]
+
+
+def case_of(vector_id: str, index: int = 0) -> Case:
+    """One case of one vector; skips when the vectors are not there."""
+    shared("evidence", "manifest.json")
+    return next(
+        Case(vector, vector["cases"][index]) for vector in _manifest() if vector["id"] == vector_id
+    )
+
+
+def tpm2_parts(case: Case) -> tuple[Evidence, Endorsements]:
+    documents = {tpm2.AK_PUBLIC: case.file(case.vector["files"]["ak_public"])}
+    for quote in case.vector["files"]["quotes"]:
+        bank = quote["bank"]
+        documents[tpm2.QUOTE.format(bank=bank)] = case.file(quote["message"])
+        documents[tpm2.SIGNATURE.format(bank=bank)] = case.file(quote["signature"])
+        documents[tpm2.PCRS.format(bank=bank)] = case.file(quote["pcrs"])
+    return Evidence(tee=Tee.TPM2, documents=documents), Endorsements(tee=Tee.TPM2)
+
+
+def with_document(evidence: Evidence, name: str, body: bytes) -> Evidence:
+    return replace(evidence, documents={**evidence.documents, name: body})
+
+
+def without_document(evidence: Evidence, name: str) -> Evidence:
+    rest = {key: body for key, body in evidence.documents.items() if key != name}
+    return replace(evidence, documents=rest)
+
+
+def flips(body: bytes, *, step: int = 1) -> Iterator[bytes]:
+    """*body* with one bit changed, at every *step*-th byte."""
+    for at in range(0, len(body), step):
+        yield body[:at] + bytes([body[at] ^ 1 << at % 8]) + body[at + 1 :]
+
+
+@cache
+def _manifest() -> tuple[Mapping[str, Any], ...]:
+    path = ROOT / "evidence" / "manifest.json"
+    return tuple(json.loads(path.read_bytes())["vectors"]) if path.exists() else ()
