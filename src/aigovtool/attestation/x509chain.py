@@ -25,12 +25,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from aigovtool.errors import MalformedError, VerificationError
 
 MAX_CHAIN_CERTIFICATES = 8  # the longest known chain (NVIDIA devices) has 5
 MIN_RSA_BITS = 2048  # vendors use 3072 and 4096; Azure's AK certificates 2048
+
+MAX_COMMON_NAME = 64  # characters, RFC 5280 ub-common-name; a stranger's name ends in our messages
 
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _UNDERSTOOD = frozenset(
@@ -241,15 +243,19 @@ def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) 
     return revoked
 
 
-def name_of(certificate: x509.Certificate) -> str:
-    """Return the common name for messages, or the whole subject when there is none."""
+def common_name(certificate: x509.Certificate) -> str:
+    """Return the subject's first common name; empty when there is none, or it is unreadable."""
     try:
-        for attribute in certificate.subject:
-            if attribute.oid == x509.NameOID.COMMON_NAME:
-                return f"certificate {attribute.value!r}"
-        return f"certificate {certificate.subject.rfc4514_string()!r}"
+        for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+            return str(attribute.value)[:MAX_COMMON_NAME]
     except ValueError:
-        return "certificate with an unreadable name"
+        pass
+    return ""
+
+
+def name_of(certificate: x509.Certificate) -> str:
+    """Return what to call the certificate in a message."""
+    return f"certificate {common_name(certificate)!r}"
 
 
 def _extensions(
@@ -301,8 +307,11 @@ def _check_may_issue(
 
 
 def _check_may_sign(certificate: x509.Certificate, extensions: x509.Extensions) -> None:
+    constraints = _get(extensions, x509.BasicConstraints)
     usage = _get(extensions, x509.KeyUsage)
-    if usage is not None and not usage.digital_signature:
+    if (constraints is not None and constraints.ca) or (
+        usage is not None and not usage.digital_signature
+    ):
         raise VerificationError(
-            f"{name_of(certificate)} may not make signatures", code="certificate.constraints"
+            f"{name_of(certificate)} is not for signing evidence", code="certificate.constraints"
         )
