@@ -19,6 +19,7 @@ class Label(bytes, Enum):
     CONTENT_KEY_AT_REST = b"aigovtool/v1/content-key-at-rest"
     SIGNING_KEY_AT_REST = b"aigovtool/v1/signing-key-at-rest"
     SEALED_MANIFEST = b"aigovtool/v1/sealed-manifest"
+    SEALED_BODY = b"aigovtool/v1/sealed-body"
     SESSION_STATEMENT = b"aigovtool/v1/session-statement"
     CONTROL_HELLO = b"aigovtool/v1/control-hello"
     SETTLEMENT = b"aigovtool/v1/settlement"

@@ -1,0 +1,288 @@
+"""
+Seal a model: stream its files, once, into one encrypted body, and sign what was sealed.
+
+Rule 1: every byte is read once: the same pass encrypts, hashes the plaintext and the ciphertext.
+Rule 2: a body appears under its name whole or not at all: temporary file, fsync, rename, fsync of
+        the folder. Whatever goes wrong, nothing is left beside it.
+Rule 3: memory is bounded by `chunked`'s block, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.errors import AIGovToolError, ConfigurationError, UnavailableError
+from aigovtool.ids import DIGEST_BYTES
+from aigovtool.sealing.chunked import (
+    AES_256_GCM,
+    SALT_BYTES,
+    MessageKey,
+    Progress,
+    seal_message,
+    sealed_size,
+)
+from aigovtool.sealing.interface import ModelInterface
+from aigovtool.sealing.manifest import (
+    BodyEntry,
+    FileEntry,
+    ModelFormat,
+    ModelSignature,
+    SealedManifest,
+    VerifiedManifest,
+    body_context,
+    decode_payload,
+    sign_manifest,
+    verify_manifest,
+)
+
+NO_DIGEST = "0" * (2 * DIGEST_BYTES)  # stands where a digest will be, in a draft only
+
+# A disk that is full now may have room later; anything else is the operator's to mend.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """A file to seal, and the plain name that it gets in the manifest."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What the manifest says of the model and nobody can read from its files; see there."""
+
+    name: str
+    version: str
+    format: ModelFormat
+    entry: str
+    signature: ModelSignature
+    interface: ModelInterface | None = None
+    licence: str = ""
+
+
+def new_content_key() -> bytes:
+    """Return a fresh 32-byte content key. One key seals one body."""
+    return secrets.token_bytes(AES_256_GCM.key_bytes)
+
+
+def seal(
+    files: Sequence[SourceFile],
+    out: Path,
+    *,
+    description: ModelDescription,
+    content_key: bytes,
+    signing_key: SigningKey,
+    created: datetime,
+    progress: Progress | None = None,
+) -> VerifiedManifest:
+    """
+    Seal *files* into the body *out*, replacing what was there, and return the signed manifest.
+
+    Args:
+        files: the entry file and what it needs, in the order in which they are to be loaded.
+        content_key: 32 bytes from `new_content_key`, used for nothing else.
+        progress: told how many bytes of plaintext are read.
+        signing_key: the custodian's.
+        created: aware UTC time for the manifest.
+
+    Raises:
+        MalformedError: an empty or unsafe file, or a description that contradicts itself.
+        ConfigurationError: a file cannot be read, or *out* cannot be written.
+        UnavailableError: the disk is full; names *out*.
+    """
+    context = body_context(signing_key.public_key, description.name, description.version)
+    key = MessageKey(content_key, context, secrets.token_bytes(SALT_BYTES))
+    with contextlib.closing(_Files(files, progress)) as source:
+        draft = _draft(description, source.entries(), key.header, created)
+        body_digest = hashlib.sha256()
+        with _new_file(out) as write:
+
+            def write_body(data: memoryview) -> None:
+                body_digest.update(data)
+                write(data)
+
+            seal_message(key, source, write_body)
+            manifest = msgspec.structs.replace(
+                draft,
+                files=source.entries(),
+                body=msgspec.structs.replace(draft.body, sha256=body_digest.hexdigest()),
+            )
+            return verify_manifest(sign_manifest(manifest, signing_key), signing_key.public_key)
+
+
+def _draft(
+    description: ModelDescription,
+    files: tuple[FileEntry, ...],
+    header: bytes,
+    created: datetime,
+) -> SealedManifest:
+    """Make the manifest without digests, so that what is wrong shows before hours of sealing."""
+    draft = SealedManifest(
+        manifest_version=1,
+        name=description.name,
+        version=description.version,
+        format=description.format,
+        files=files,
+        entry=description.entry,
+        body=BodyEntry(
+            size=sealed_size(sum(file.size for file in files)),
+            header=header.hex(),
+            sha256=NO_DIGEST,
+        ),
+        signature=description.signature,
+        interface=description.interface,
+        licence=description.licence,
+        created=created,
+    )
+    return decode_payload(msgspec.json.encode(draft))
+
+
+class _Files:
+    """The files, one after the other, as one source; each is hashed as it is read."""
+
+    def __init__(self, files: Sequence[SourceFile], progress: Progress | None) -> None:
+        self._files = files
+        self._sizes = [_size(file) for file in files]
+        self._progress = progress
+        self._digests: list[str] = []
+        self._total = 0
+        self._stream: io.FileIO | None = None
+        self._hash = hashlib.sha256()
+        self._read = 0
+
+    def entries(self) -> tuple[FileEntry, ...]:
+        """Name, size and digest of each file; `NO_DIGEST` for those not yet read to their end."""
+        missing = [NO_DIGEST] * (len(self._files) - len(self._digests))
+        return tuple(
+            FileEntry(name=file.name, size=size, sha256=digest)
+            for file, size, digest in zip(
+                self._files, self._sizes, self._digests + missing, strict=True
+            )
+        )
+
+    def readinto(self, buffer: memoryview) -> int:
+        while len(self._digests) < len(self._files):
+            file = self._files[len(self._digests)]
+            try:
+                if self._stream is None:
+                    self._stream = file.path.open("rb", buffering=0)
+                count = self._stream.readinto(buffer)
+            except OSError as error:
+                raise _unreadable(file, error) from None
+            if count:
+                self._hash.update(buffer[:count])
+                self._read += count
+                self._total += count
+                if self._progress is not None:
+                    self._progress(self._total)
+                return count
+            self._end_of(file)
+        return 0
+
+    def _end_of(self, file: SourceFile) -> None:
+        expected = self._sizes[len(self._digests)]
+        if self._read != expected:
+            raise ConfigurationError(
+                f"{file.path} changed while it was being sealed",
+                code="sealing.source",
+                expected=f"{expected} bytes",
+                came=f"{self._read} bytes",
+            )
+        self._digests.append(self._hash.hexdigest())
+        self._hash = hashlib.sha256()
+        self._read = 0
+        self.close()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Callable[[memoryview], None]]:
+    """
+    Lend a way to write *path*, which appears there whole, and on disk, or not at all.
+
+    Raises:
+        UnavailableError: the disk is full.
+        ConfigurationError: it cannot be written for another reason.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        with open(descriptor, "wb", buffering=0) as stream:
+
+            def write(data: memoryview) -> None:
+                try:
+                    while data:  # a nearly full disk takes a part and says so only the next time
+                        data = data[stream.write(data) :]
+                except OSError as error:
+                    raise _unwritable(path, error) from None
+
+            yield write
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                raise _unwritable(path, error) from None
+        try:
+            temporary.rename(path)
+            _fsync_folder(path.parent)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(file: SourceFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: SourceFile, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot read the model file {file.path}",
+        code="sealing.source",
+        came=error.strerror,
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> AIGovToolError:
+    if error.errno in _FULL:
+        return UnavailableError(
+            f"no room to write the sealed model {path}",
+            code="sealing.disk_full",
+            came=error.strerror,
+            mend="free space on that disk, or seal to another one",
+        )
+    return ConfigurationError(
+        f"cannot write the sealed model {path}", code="sealing.output", came=error.strerror
+    )
