@@ -1,5 +1,5 @@
 """
-A model's interface and its ONNX signature: the one derived from the other, or held against it.
+A model's ONNX signature in the protocol's words, and the interface of a model that has no other.
 
 Takes what onnxruntime says of a loaded model (`OnnxTensor`); nothing here loads one.
 """
@@ -11,7 +11,6 @@ from typing import Protocol
 
 from aigovtool.errors import MalformedError
 from aigovtool.sealing.interface import (
-    ClassificationOutput,
     Datatype,
     ModelInterface,
     TensorInput,
@@ -83,60 +82,4 @@ def derive_interface(
             for one in inputs
         ),
         outputs=tuple(TensorOutput(name=one.name) for one in outputs),
-    )
-
-
-def check_interface(
-    interface: ModelInterface, inputs: Iterable[OnnxTensor], outputs: Iterable[OnnxTensor]
-) -> None:
-    """
-    Check a description against the model that it is to describe, before the two are sealed.
-
-    Raises:
-        MalformedError: an input is missing, unknown, or of another type or shape; an output is
-            unknown, or has another number of scores than there are labels.
-    """
-    wanted = {tensor.name: tensor for tensor in inputs}
-    given = {tensor.name: tensor for tensor in outputs}
-    described = {tensor.name for tensor in interface.inputs}
-    if described != set(wanted):
-        raise _unlike("the interface does not describe the model's inputs", wanted, described)
-    for one in interface.inputs:
-        tensor = wanted[one.name]
-        datatype, shape = onnx_datatype(tensor), onnx_shape(tensor)
-        if one.datatype != datatype or not _meet(one.shape, shape):
-            raise MalformedError(
-                f"the interface and the model differ on the input {one.name!r}",
-                code="interface.unlike",
-                expected=f"{datatype} {list(shape)}",
-                came=f"{one.datatype} {list(one.shape)}",
-            )
-    for output in interface.outputs:
-        if output.name not in given:
-            raise _unlike("the interface describes no output of the model", given, {output.name})
-        if isinstance(output, ClassificationOutput):
-            scores = onnx_shape(given[output.name])[-1:]
-            # onnxruntime gives no shape for an output whose shape the model leaves out
-            if scores not in ((), (-1,), (len(output.labels),)):
-                raise MalformedError(
-                    f"the labels of output {output.name!r} are not as many as its scores",
-                    code="interface.unlike",
-                    expected=str(list(scores)),
-                    came=f"{len(output.labels)} labels",
-                )
-
-
-def _meet(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether some tensor has both shapes."""
-    return len(one) == len(other) and all(
-        a == b or -1 in (a, b) for a, b in zip(one, other, strict=True)
-    )
-
-
-def _unlike(message: str, expected: Iterable[str], came: Iterable[str]) -> MalformedError:
-    return MalformedError(
-        message,
-        code="interface.unlike",
-        expected=", ".join(map(repr, expected)),
-        came=", ".join(map(repr, sorted(came))),
     )
