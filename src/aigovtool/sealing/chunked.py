@@ -1,5 +1,6 @@
 """
-The published format, alone: https://c2sp.org/chunked-encryption with SHA-256 and AES-GCM.
+The published format, alone: https://c2sp.org/chunked-encryption with SHA-512 and AES-GCM, which its
+vectors call Cobblestone.
 
 A message is ``salt (24) || commitment (32) || sealed chunks``. Every chunk holds 16 KiB of
 plaintext and a 16-byte tag, except the last one, which is always shorter and so marks the end.
@@ -98,7 +99,7 @@ class MessageKey:
                 )
         derived = bytearray(aead.key_bytes + NONCE_BYTES + COMMITMENT_BYTES)
         info = b"c2sp.org/chunked-encryption@v1+" + aead.name + b"\0" + salt + context
-        HKDFExpand(hashes.SHA256(), len(derived), info).derive_into(input_key, derived)
+        HKDFExpand(hashes.SHA512(), len(derived), info).derive_into(input_key, derived)
         nonce_end = aead.key_bytes + NONCE_BYTES
         self._aead = AESGCM(memoryview(derived)[: aead.key_bytes])
         self._base_nonce = int.from_bytes(derived[aead.key_bytes : nonce_end], "big")
