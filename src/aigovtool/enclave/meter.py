@@ -1,0 +1,230 @@
+"""
+The count, on the enclave's side (I1, I2): which lease pays for a query, or why none does.
+
+Rule 1: a query is charged here before it is computed, and a charge is never taken back.
+Rule 2: a lease lives until ``sent_at_s + duration_s``, on the enclave's monotonic clock. Once it
+        has been seen expired it never serves again, even if that clock should jump back.
+Rule 3: of several live leases the one that expires first pays.
+Rule 4: a consumer with a budget of its own uses only what a lease caps for it, and nothing of a
+        lease that does not name it.
+Rule 5: a closed lease is gone: its use, as `close` gives it, is final.
+
+Pure: time is an argument, in seconds. `charge` is on the path of every query: a loop over one or
+two leases, two dictionary updates and one small object.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Set
+from dataclasses import dataclass
+from enum import Enum
+
+from aigovtool.errors import ConflictError, MalformedError, PromiseBrokenError
+from aigovtool.ids import ConsumerId, LeaseId
+from aigovtool.wire.control import Lease
+
+_EXPIRED = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What was paid: `before` and `after` are the lease's credits around it."""
+
+    lease: LeaseId
+    cost: int
+    before: int
+    after: int
+
+
+class Refusal(Enum):
+    """Why no lease pays."""
+
+    NO_LEASE = "no live lease"
+    USED_UP = "the live leases are used up"
+    CAPPED = "the live leases hold nothing for this consumer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """
+    The final use of a closed lease.
+
+    Args:
+        used, unused: its credits, parted.
+        by_consumer: `used`, by consumer.
+        unused_caps: what is left of each cap.
+    """
+
+    lease: LeaseId
+    used: int
+    unused: int
+    by_consumer: dict[ConsumerId, int]
+    unused_caps: dict[ConsumerId, int]
+
+
+class _Live:
+    """A live lease. `caps` is what is left of each cap."""
+
+    __slots__ = ("caps", "credits", "expires_s", "lease", "left", "opened_s", "used")
+
+    def __init__(self, lease: Lease, opened_s: float, expires_s: float) -> None:
+        self.lease = lease.lease
+        self.credits = self.left = lease.credits
+        self.caps = dict(lease.caps)
+        self.opened_s = opened_s
+        self.expires_s = expires_s
+        self.used: dict[ConsumerId, int] = {}
+
+    def has_expired(self, now_s: float) -> bool:
+        if now_s < self.expires_s:
+            return False
+        self.expires_s = _EXPIRED  # Rule 2: for good
+        return True
+
+
+class Meter:
+    """
+    The live leases of one session.
+
+    `left` counts the credits of all leases that are not closed, `recent` what each consumer was
+    charged since `take_recent`; both are for planning and decide nothing here.
+    """
+
+    __slots__ = ("_budgeted", "_live", "left", "recent")
+
+    def __init__(self) -> None:
+        self._live: list[_Live] = []
+        self._budgeted: Set[ConsumerId] = frozenset()
+        self.left = 0
+        self.recent: dict[ConsumerId, int] = {}
+
+    def set_budgeted(self, consumers: Set[ConsumerId]) -> None:
+        """Say which consumers have a budget of their own (Rule 4)."""
+        self._budgeted = consumers
+
+    def charge(self, consumer: ConsumerId, cost: int, now_s: float) -> Charge | Refusal:
+        """
+        Take *cost* credits for *consumer*, or say why not; a refusal changes nothing.
+
+        Raises:
+            PromiseBrokenError: *cost* is not at least 1.
+        """
+        if cost < 1:
+            raise PromiseBrokenError("a query must cost at least one credit", came=str(cost))
+        refusal = Refusal.NO_LEASE
+        for live in self._live:
+            if live.has_expired(now_s):
+                continue
+            before = live.left
+            if before < cost:
+                refusal = Refusal.USED_UP if refusal is Refusal.NO_LEASE else refusal
+                continue
+            cap = live.caps.get(consumer)
+            if cap is None:
+                if consumer in self._budgeted:
+                    refusal = Refusal.CAPPED
+                    continue
+            elif cap < cost:
+                refusal = Refusal.CAPPED
+                continue
+            else:
+                live.caps[consumer] = cap - cost
+            after = live.left = before - cost
+            live.used[consumer] = live.used.get(consumer, 0) + cost
+            self.recent[consumer] = self.recent.get(consumer, 0) + cost
+            self.left -= cost
+            return Charge(live.lease, cost, before, after)
+        return refusal
+
+    def open(self, lease: Lease, sent_at_s: float, *, expires_s: float | None = None) -> None:
+        """
+        Serve from *lease* from now on.
+
+        Args:
+            sent_at_s: when the report that asked for it was first sent (Rule 2).
+            expires_s: for a lease of duration 0 only, which its owner opens and closes around the
+                queries that asked for it.
+
+        Raises:
+            ConflictError: it is open already.
+            MalformedError: credits, caps or duration are negative or no number.
+        """
+        if any(live.lease == lease.lease for live in self._live):
+            raise ConflictError(f"the lease {lease.lease} is open already")
+        if lease.credits < 0 or min(lease.caps.values(), default=0) < 0:
+            raise MalformedError(f"the lease {lease.lease} holds less than nothing")
+        if not (lease.duration_s >= 0 and math.isfinite(lease.duration_s)):
+            raise MalformedError(
+                f"the lease {lease.lease} has no finite duration", came=str(lease.duration_s)
+            )
+        if expires_s is None:
+            expires_s = sent_at_s + lease.duration_s
+        insort(self._live, _Live(lease, sent_at_s, expires_s), key=lambda live: live.expires_s)
+        self.left += lease.credits
+
+    def close(self, lease: LeaseId) -> Use:
+        """
+        Never serve from *lease* again, and return its final use.
+
+        Raises:
+            ConflictError: no such lease is open.
+        """
+        for index, live in enumerate(self._live):
+            if live.lease == lease:
+                del self._live[index]
+                self.left -= live.left
+                return Use(
+                    lease=lease,
+                    used=live.credits - live.left,
+                    unused=live.left,
+                    by_consumer=live.used,
+                    unused_caps=live.caps,
+                )
+        raise ConflictError(f"the lease {lease} is not open")
+
+    def close_expired(self, now_s: float) -> list[Use]:
+        """Close every lease whose time is over."""
+        return [
+            self.close(lease) for lease in [x.lease for x in self._live if x.has_expired(now_s)]
+        ]
+
+    def close_all(self) -> list[Use]:
+        """Close every lease."""
+        return [self.close(lease) for lease in [live.lease for live in self._live]]
+
+    def usable(self, consumer: ConsumerId, now_s: float) -> int:
+        """Return the credits that *consumer* could be charged from live leases."""
+        total = 0
+        for live in self._live:
+            if not live.has_expired(now_s):
+                cap = live.caps.get(consumer, 0 if consumer in self._budgeted else live.left)
+                total += min(live.left, cap)
+        return total
+
+    def live(self, now_s: float) -> list[LeaseId]:
+        """Return the leases that are neither expired nor closed, the first to expire first."""
+        return [live.lease for live in self._live if not live.has_expired(now_s)]
+
+    def credits(self, now_s: float) -> int:
+        """Return the credits in leases that are neither expired nor closed."""
+        return sum(live.left for live in self._live if not live.has_expired(now_s))
+
+    def valid_until_s(self) -> float:
+        """Return when the last live lease expires, minus infinity without one."""
+        return max((live.expires_s for live in self._live), default=_EXPIRED)
+
+    def first_expiry_s(self) -> float:
+        """Return when the first open lease expires, infinity without one."""
+        return min((live.expires_s for live in self._live), default=math.inf)
+
+    def half_time_s(self) -> float:
+        """Return when the longest-lived lease has lived half its time, minus infinity without."""
+        newest = max(self._live, key=lambda live: live.expires_s, default=None)
+        return _EXPIRED if newest is None else (newest.opened_s + newest.expires_s) / 2
+
+    def take_recent(self) -> dict[ConsumerId, int]:
+        """Return what each consumer was charged since the last call, and start again."""
+        recent, self.recent = self.recent, {}
+        return recent

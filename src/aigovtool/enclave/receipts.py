@@ -1,0 +1,65 @@
+"""
+The session's receipts: numbered, chained, signed.
+
+Rule 1: a receipt is drawn up in the same step as its charge, so numbers and chain follow the
+        charges; the signature, which takes longer, may be made later and elsewhere.
+Rule 2: a receipt names the SHA-256 of the payload before it, so a gap or a fork shows.
+"""
+
+from __future__ import annotations
+
+from aigovtool.clock import Clock
+from aigovtool.crypto.labels import Label
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave.meter import Charge
+from aigovtool.ids import ConsumerId, LoanId, SessionId, sha256
+from aigovtool.wire.codec import Signed, encode
+from aigovtool.wire.receipt import NO_RECEIPT_BEFORE, Receipt, to_header
+
+
+class Receipts:
+    """Draws up one session's receipts. `count` of them exist, `chain` is the last one's digest."""
+
+    __slots__ = ("_clock", "_key", "_loan", "_model_digest", "_session", "chain", "count")
+
+    def __init__(
+        self,
+        *,
+        loan: LoanId,
+        session: SessionId,
+        model_digest: bytes,
+        key: SigningKey,
+        clock: Clock,
+    ) -> None:
+        self._loan = loan
+        self._session = session
+        self._model_digest = model_digest
+        self._key = key
+        self._clock = clock
+        self.count = 0
+        self.chain = NO_RECEIPT_BEFORE
+
+    def draw_up(self, charge: Charge, consumer: ConsumerId) -> bytes:
+        """Return the payload of the receipt for *charge*, which must have just been made."""
+        self.count += 1
+        payload = encode(
+            Receipt(
+                loan=self._loan,
+                session=self._session,
+                lease=charge.lease,
+                consumer=consumer,
+                model_digest=self._model_digest,
+                number=self.count,
+                previous=self.chain,
+                cost=charge.cost,
+                balance_before=charge.before,
+                balance_after=charge.after,
+                time=self._clock.now(),
+            )
+        )
+        self.chain = sha256(payload)
+        return payload
+
+    def header(self, payload: bytes) -> str:
+        """Sign what `draw_up` returned, and write it as a header value."""
+        return to_header(Signed(payload=payload, signature=self._key.sign(Label.RECEIPT, payload)))

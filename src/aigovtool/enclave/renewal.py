@@ -1,0 +1,479 @@
+"""
+What the enclave says to the custodian and when: leases asked for, settled, waited for.
+
+This is the conversation without its socket: events and time go in, messages come out. `control`
+carries them; `api` asks `acquire` when no live lease pays for a query.
+
+Rule 1: leases follow demand. An idle enclave holds none; the first query, or a consumer that wants
+        to see a live lease, asks for one.
+Rule 2: while a lease is in use the next one is asked for at half its time, or when its credits are
+        about to end; the old one serves on until it expires.
+Rule 3: one report at a time. An unanswered one is sent again with its number, and its lease's time
+        runs from when it was first sent (I2).
+Rule 4: a lease is closed before its settlement is signed; a settlement is kept until the custodian
+        says that it is durable (I3).
+Rule 5: what the custodian said is used up is asked for again only when something changed: credits
+        freed, a new roster, a lease of our own given back, a new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from aigovtool.crypto.labels import Label
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave.demand import Demand
+from aigovtool.enclave.meter import Charge, Meter, Use
+from aigovtool.enclave.receipts import Receipts
+from aigovtool.enclave.waiting import Waiter, WaitingQueue
+from aigovtool.errors import (
+    AIGovToolError,
+    BudgetExhaustedError,
+    UnavailableError,
+)
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Signed, open_signed, sign
+from aigovtool.wire.control import (
+    MAX_SETTLEMENTS,
+    Lease,
+    MoreDecided,
+    MoreWanted,
+    Report,
+    ReportAnswer,
+    Settlement,
+    Want,
+    Welcome,
+)
+from aigovtool.wire.enrolment import RosterEntry, SessionStatement, Terms
+
+ASK_AGAIN_S = 0.1  # after an answer that brought no lease although credits are left
+LOOK_AGAIN_S = 0.25  # at a lease past half its time, to see whether it is in use by now
+SETTLE_AGAIN_S = 1.0  # after an answer that did not acknowledge a settlement
+EXHAUSTED_RETRY_AFTER_S = 5.0
+UNREACHABLE_RETRY_AFTER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """A signed settlement that is not known to be durable, and what it gives back."""
+
+    settlement: Signed
+    use: Use
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """The report that awaits its answer, and the queries on whose behalf it asked."""
+
+    report: Report
+    first_sent_at_s: float
+    asked: Sequence[Waiter]
+
+
+class Renewal:
+    """
+    The leases of one session, from wish to settlement.
+
+    Args:
+        key: signs settlements; its public key is attested.
+        custodian_key: 32 bytes; statements are signed by it.
+        wake: called when a message may have become due before `wake_at`.
+    """
+
+    def __init__(
+        self,
+        *,
+        loan: LoanId,
+        session: SessionId,
+        key: SigningKey,
+        custodian_key: bytes,
+        receipts: Receipts,
+        meter: Meter,
+        queue: WaitingQueue,
+        terms: Terms,
+        statement: Signed,
+        wake: Callable[[], None],
+        now_s: float,
+    ) -> None:
+        self._loan = loan
+        self._session = session
+        self._key = key
+        self._custodian_key = custodian_key
+        self._receipts = receipts
+        self._wake = wake
+        self._demand = Demand(now_s)
+        self._number = 0
+        self._sent: _Sent | None = None
+        self._unsettled: dict[LeaseId, _Unsettled] = {}
+        self._settle_again_s = -math.inf
+        self._ask_again_s = -math.inf
+        self._suspended = False  # the custodian is shutting down
+        self._consumer_left: dict[ConsumerId, int] = {}  # of those with a budget of their own
+        self._asked_for_more: set[ConsumerId] = set()
+        self._more: list[MoreWanted] = []
+        self._viewers: list[asyncio.Future[None]] = []
+        self.meter = meter
+        self.queue = queue
+        self.terms = terms
+        self.connected = False
+        self.left = 0
+        self.leased_elsewhere = 0
+        self.low_mark = 0
+        self.statement = statement
+        self._stated = self._read_statement(statement)
+
+    # --- for the API ---------------------------------------------------------------------------
+
+    def nudge(self) -> None:
+        """Say that live leases fell below `low_mark`."""
+        self._wake()
+
+    def remaining(self, consumer: ConsumerId, now_s: float) -> int:
+        """
+        Estimate what *consumer* can still use: what the custodian last said is left, our live
+        leases, and what comes back from those that are closed and not yet settled.
+        """
+        back = [unsettled.use for unsettled in self._unsettled.values()]
+        of_loan = self.left + self.meter.credits(now_s) + sum(use.unused for use in back)
+        own = self._consumer_left.get(consumer)
+        if own is None:
+            return of_loan
+        own += sum(use.unused_caps.get(consumer, 0) for use in back)
+        return min(own + self.meter.usable(consumer, now_s), of_loan)
+
+    async def acquire(
+        self,
+        consumer: ConsumerId,
+        cost: int,
+        *,
+        now_s: float,
+        lease_wait_s: float,
+        patience_s: float,
+        reason: str,
+    ) -> Charge:
+        """
+        Wait until a lease pays for a query, and charge it.
+
+        Args:
+            lease_wait_s: how long to wait for credits that exist.
+            patience_s: how long to wait for credits that do not exist yet; 0 to be told at once.
+            reason: why the consumer needs more, in its own words.
+
+        Raises:
+            BudgetExhaustedError: nothing is left, and none came in time, or more was denied.
+            UnavailableError: the custodian is not reached or does not answer, or too many wait.
+            LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
+        """
+        waiter = Waiter(consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason)
+        if not waiter.patient:
+            if not self._leasing:
+                raise self._unreachable()
+            if self._is_dry(waiter) and not self._may_swap(waiter):
+                raise self._exhausted(waiter)
+        self.queue.add(waiter)
+        self._consider(waiter)
+        self._wake()
+        try:
+            async with asyncio.timeout(max(patience_s, lease_wait_s)):
+                return await waiter.paid
+        except TimeoutError:
+            if waiter.paid.done() and not waiter.paid.cancelled():
+                return waiter.paid.result()  # paid in the very moment in which time was up
+            raise self._out_of_time(waiter) from None
+        finally:
+            self.queue.leave(waiter)
+            if waiter.paid.done() and not waiter.paid.cancelled():
+                waiter.paid.exception()  # it was seen, whether or not anyone is still here
+
+    async def live_lease(self, now_s: float, *, wait_s: float) -> Signed:
+        """Return a statement that names a live lease, or the latest one when none comes in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self._leasing and self._stated.lease not in self.meter.live(now_s):
+                    seen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._viewers.append(seen)
+                    self._wake()
+                    await seen
+                    if self._dry or self.terms.lease_duration_s <= 0:
+                        break  # there is no lease to be seen, or none that outlives its query
+        return self.statement
+
+    # --- messages to be sent ---------------------------------------------------------------------
+
+    def due(self, now_s: float) -> Report | None:
+        """Return the report that must be sent now, if any; it then counts as sent."""
+        self._settle(self.meter.close_expired(now_s))
+        if self._sent is not None or not self.connected:
+            return None
+        asked = [waiter for waiter in self.queue if not self._is_dry(waiter)]
+        want = self._want(asked, now_s)
+        settlements: tuple[Signed, ...] = ()
+        if now_s >= self._settle_again_s:
+            unsettled = islice(self._unsettled.values(), MAX_SETTLEMENTS)
+            settlements = tuple(one.settlement for one in unsettled)
+        if want is None and not settlements and not self._viewers:
+            return None
+        self._number += 1
+        report = Report(number=self._number, settlements=settlements, want=want)
+        self._sent = _Sent(report, now_s, asked if want is not None else ())
+        return report
+
+    def more_due(self) -> list[MoreWanted]:
+        """Return the consumers' requests for more that must be sent now."""
+        more, self._more = (self._more, []) if self.connected else ([], self._more)
+        return more
+
+    def wake_at(self, now_s: float) -> float:
+        """Return when `due` must be asked again if nothing happens until then."""
+        times = [self.meter.first_expiry_s()]
+        if self._sent is None and self.connected:
+            if self.meter.live(now_s):
+                times.append(max(self.meter.half_time_s(), now_s + LOOK_AGAIN_S))
+            times += [at for at in (self._ask_again_s, self._settle_again_s) if at > now_s]
+        return min(times)
+
+    # --- events from the custodian ---------------------------------------------------------------
+
+    def welcomed(self, welcome: Welcome) -> Report | None:
+        """A connection is open; returns the unanswered report, which must be sent again."""
+        self.connected = True
+        self._suspended = False
+        self.terms = welcome.terms
+        self.set_roster(welcome.roster)
+        self.freed(welcome.left)
+        return None if self._sent is None else self._sent.report
+
+    def lost(self) -> None:
+        """The connection is gone: live leases serve on until they expire."""
+        self.connected = False
+        self._release_viewers()
+
+    def answered(self, answer: ReportAnswer, now_s: float) -> None:
+        """
+        Take in the answer to the outstanding report; any other answer is an old one come twice.
+
+        Raises:
+            MalformedError, VerificationError: a lease or statement that cannot be.
+        """
+        sent = self._sent
+        if sent is None or answer.number != sent.report.number:
+            return
+        self._stated = self._read_statement(answer.statement)
+        self.statement = answer.statement
+        self._sent = None
+        for lease in answer.settled:
+            self._unsettled.pop(lease, None)
+        self._settle_again_s = now_s + SETTLE_AGAIN_S if self._unsettled else -math.inf
+        self.left = answer.left
+        self.leased_elsewhere = answer.leased_elsewhere
+        self._consumer_left |= answer.consumer_left
+        if answer.lease is not None:
+            self._open(answer.lease, sent, now_s)
+            self._asked_for_more.clear()
+        elif sent.report.want is not None and not self._dry:
+            self._ask_again_s = now_s + ASK_AGAIN_S
+        self.low_mark = 0 if self._dry else self._demand.low_mark()
+        self._settle(self.meter.close_expired(now_s))  # a lease may come after its time
+        self.queue.serve(lambda consumer, cost: self.meter.charge(consumer, cost, now_s))
+        for waiter in self.queue:
+            self._consider(waiter)
+        self._release_viewers()
+        self._wake()
+
+    def freed(self, left: int) -> None:
+        """There may be credits again."""
+        self.left = left
+        self._ask_again_s = -math.inf
+        if left:
+            self._asked_for_more.clear()
+        self._wake()
+
+    def set_roster(self, roster: Iterable[RosterEntry]) -> None:
+        """Consumers are now these; what is left of their own budgets is known anew."""
+        budgeted = {entry.consumer: entry.left or 0 for entry in roster if entry.budgeted}
+        self.meter.set_budgeted(frozenset(budgeted))
+        self._consumer_left = budgeted
+        self._asked_for_more -= {consumer for consumer, left in budgeted.items() if left}
+        self._wake()
+
+    def decided(self, decision: MoreDecided) -> None:
+        """A person decided on a consumer's wish: a denial ends the wait, credits come by push."""
+        self._asked_for_more.discard(decision.consumer)
+        if decision.approved:
+            return
+        self.queue.fail_all(
+            lambda waiter: (
+                BudgetExhaustedError(
+                    f"the custodian denied more credits: {decision.reason or 'no reason given'}",
+                    retry_after_s=EXHAUSTED_RETRY_AFTER_S,
+                )
+                if waiter.consumer == decision.consumer
+                else None
+            )
+        )
+
+    def suspend(self) -> None:
+        """The custodian shuts down: give everything back, and serve nothing until it is back."""
+        self._suspended = True
+        self.give_back()
+        self.queue.fail_all(lambda waiter: None if waiter.patient else self._unreachable())
+
+    def give_back(self) -> None:
+        """Close every lease and settle it."""
+        self._settle(self.meter.close_all())
+        self._wake()
+
+    def fail_waiting(self, error: Callable[[], AIGovToolError]) -> None:
+        """Wake every waiter with an error."""
+        self.queue.fail_all(lambda _: error())
+        self._release_viewers()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a settlement is not known to be durable."""
+        return bool(self._unsettled)
+
+    # --- decisions -------------------------------------------------------------------------------
+
+    @property
+    def _leasing(self) -> bool:
+        return self.connected and not self._suspended
+
+    @property
+    def _dry(self) -> bool:
+        """Whether the loan has nothing left, nor anything that comes back from us (Rule 5)."""
+        return self.left == 0 and not any(one.use.unused for one in self._unsettled.values())
+
+    def _open(self, lease: Lease, sent: _Sent, now_s: float) -> None:
+        """Open a lease. One of duration 0 serves those that asked for it, in this very step."""
+        if lease.duration_s > 0:
+            self.meter.open(lease, sent.first_sent_at_s)
+            return
+        self.meter.open(lease, sent.first_sent_at_s, expires_s=math.inf)
+        try:
+            self.queue.serve(
+                lambda consumer, cost: self.meter.charge(consumer, cost, now_s),
+                only=frozenset(sent.asked),
+            )
+        finally:
+            self._settle([self.meter.close(lease.lease)])
+
+    def _want(self, asked: Sequence[Waiter], now_s: float) -> Want | None:
+        if now_s < self._ask_again_s or not self._leasing:
+            return None
+        recent = self.meter.recent
+        in_use = bool(recent) and not self._dry
+        renew = in_use and now_s >= self.meter.half_time_s()
+        low = in_use and self.meter.left < self.low_mark
+        viewed = bool(self._viewers) and not self.meter.live(now_s)
+        if not (asked or renew or low or viewed):
+            return None
+        recent = self.meter.take_recent()
+        self._demand.observe(sum(recent.values()), now_s)
+        waiting = sum(waiter.cost for waiter in asked)
+        if self.terms.lease_duration_s <= 0:
+            credits = max(waiting, 1)
+        else:
+            rate_share = self._demand.credits_for(self.terms.lease_duration_s) - self.meter.left
+            credits = max(waiting + 1, rate_share)
+        by_consumer = {
+            consumer: cost for consumer, cost in recent.items() if consumer in self._consumer_left
+        }
+        for waiter in asked:
+            if waiter.consumer in self._consumer_left:
+                by_consumer[waiter.consumer] = by_consumer.get(waiter.consumer, 0) + waiter.cost
+        return Want(credits=max(credits, sum(by_consumer.values())), by_consumer=by_consumer)
+
+    def _consider(self, waiter: Waiter) -> None:
+        """Decide what a waiter for whom there is nothing does: swap, ask a person, or give up."""
+        if not self._is_dry(waiter):
+            return
+        if self._may_swap(waiter):
+            waiter.swapped = True
+            self.give_back()
+        elif not waiter.patient:
+            self.queue.fail(waiter, self._exhausted(waiter))
+        elif waiter.consumer not in self._asked_for_more:
+            self._asked_for_more.add(waiter.consumer)
+            wanted = self.queue.by_consumer()[waiter.consumer]
+            self._more.append(
+                MoreWanted(consumer=waiter.consumer, credits=wanted, reason=waiter.reason)
+            )
+
+    def _is_dry(self, waiter: Waiter) -> bool:
+        return self._dry or self._consumer_left.get(waiter.consumer) == 0
+
+    def _may_swap(self, waiter: Waiter) -> bool:
+        """
+        Whether our own leases hold what this waiter needs, set apart for others: the custodian can
+        deal it anew once it has it back.
+        """
+        return (
+            self._leasing
+            and not waiter.swapped
+            and self._consumer_left.get(waiter.consumer) != 0
+            and self.meter.left >= waiter.cost
+        )
+
+    def _settle(self, uses: Iterable[Use]) -> None:
+        for use in uses:
+            settlement = Settlement(
+                loan=self._loan,
+                session=self._session,
+                lease=use.lease,
+                used=use.used,
+                by_consumer=use.by_consumer,
+                receipts=self._receipts.count,
+                receipt_chain=self._receipts.chain,
+            )
+            signed = sign(settlement, self._key, Label.SETTLEMENT)
+            self._unsettled[use.lease] = _Unsettled(signed, use)
+
+    def _read_statement(self, statement: Signed) -> SessionStatement:
+        return open_signed(
+            statement,
+            SessionStatement,
+            public_key=self._custodian_key,
+            label=Label.SESSION_STATEMENT,
+        )
+
+    def _release_viewers(self) -> None:
+        viewers, self._viewers = self._viewers, []
+        for seen in viewers:
+            if not seen.done():
+                seen.set_result(None)
+
+    def _exhausted(self, waiter: Waiter) -> BudgetExhaustedError:
+        own = self._consumer_left.get(waiter.consumer) == 0
+        return BudgetExhaustedError(
+            "your own budget is used up" if own else "the loan's budget is used up",
+            retry_after_s=(
+                self.terms.lease_duration_s
+                if self.leased_elsewhere and self.terms.lease_duration_s > 0
+                else EXHAUSTED_RETRY_AFTER_S
+            ),
+            mend="ask for more with `Prefer: wait=N`, and the custodian will be asked",
+        )
+
+    def _unreachable(self) -> UnavailableError:
+        return UnavailableError(
+            "the custodian cannot be reached, and no lease is left to serve from",
+            code="custodian.unreachable",
+            retry_after_s=UNREACHABLE_RETRY_AFTER_S,
+        )
+
+    def _out_of_time(self, waiter: Waiter) -> AIGovToolError:
+        if not self._leasing:
+            return self._unreachable()
+        if self._is_dry(waiter):
+            return self._exhausted(waiter)
+        return UnavailableError(
+            "the custodian gave no lease in time",
+            code="custodian.slow",
+            retry_after_s=UNREACHABLE_RETRY_AFTER_S,
+        )
