@@ -15,7 +15,7 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,9 +26,8 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.errors import AIGovToolError, ConfigurationError, UnavailableError
 from aigovtool.ids import DIGEST_BYTES
 from aigovtool.sealing.chunked import (
-    AES_256_GCM,
-    SALT_BYTES,
-    MessageKey,
+    HEADER_BYTES,
+    KEY_BYTES,
     Progress,
     seal_message,
     sealed_size,
@@ -76,7 +75,7 @@ class ModelDescription:
 
 def new_content_key() -> bytes:
     """Return a fresh 32-byte content key. One key seals one body."""
-    return secrets.token_bytes(AES_256_GCM.key_bytes)
+    return secrets.token_bytes(KEY_BYTES)
 
 
 def seal(
@@ -105,30 +104,22 @@ def seal(
         UnavailableError: the disk is full; names *out*.
     """
     context = body_context(signing_key.public_key, description.name, description.version)
-    key = MessageKey(content_key, context, secrets.token_bytes(SALT_BYTES))
     with contextlib.closing(_Files(files, progress)) as source:
-        draft = _draft(description, source.entries(), key.header, created)
-        body_digest = hashlib.sha256()
-        with _new_file(out) as write:
-
-            def write_body(data: memoryview) -> None:
-                body_digest.update(data)
-                write(data)
-
-            seal_message(key, source, write_body)
+        draft = _draft(description, source.entries(), created)
+        with _new_file(out) as body:
+            seal_message(content_key, context, source, body.write)
             manifest = msgspec.structs.replace(
                 draft,
                 files=source.entries(),
-                body=msgspec.structs.replace(draft.body, sha256=body_digest.hexdigest()),
+                body=BodyEntry(
+                    size=body.size, header=body.header.hex(), sha256=body.digest.hexdigest()
+                ),
             )
             return verify_manifest(sign_manifest(manifest, signing_key), signing_key.public_key)
 
 
 def _draft(
-    description: ModelDescription,
-    files: tuple[FileEntry, ...],
-    header: bytes,
-    created: datetime,
+    description: ModelDescription, files: tuple[FileEntry, ...], created: datetime
 ) -> SealedManifest:
     """Make the manifest without digests, so that what is wrong shows before hours of sealing."""
     draft = SealedManifest(
@@ -140,7 +131,7 @@ def _draft(
         entry=description.entry,
         body=BodyEntry(
             size=sealed_size(sum(file.size for file in files)),
-            header=header.hex(),
+            header=bytes(HEADER_BYTES).hex(),
             sha256=NO_DIGEST,
         ),
         signature=description.signature,
@@ -213,8 +204,27 @@ class _Files:
             self._stream = None
 
 
+class _BodyFile:
+    """The body while it is written: its size, header and digest so far."""
+
+    def __init__(self, path: Path, stream: io.FileIO) -> None:
+        self._path = path
+        self._stream = stream
+        self.size = 0
+        self.header = b""
+        self.digest = hashlib.sha256()
+
+    def write(self, data: memoryview) -> None:
+        self.header += data[: HEADER_BYTES - len(self.header)]
+        self.digest.update(data)
+        self.size += len(data)
+        with _explained(self._path):
+            while data:  # a nearly full disk takes a part, and says so only the next time
+                data = data[self._stream.write(data) :]
+
+
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[Callable[[memoryview], None]]:
+def _new_file(path: Path) -> Iterator[_BodyFile]:
     """
     Lend a way to write *path*, which appears there whole, and on disk, or not at all.
 
@@ -223,33 +233,31 @@ def _new_file(path: Path) -> Iterator[Callable[[memoryview], None]]:
         ConfigurationError: it cannot be written for another reason.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    with _explained(path):
+        stream = io.FileIO(temporary, "xb", opener=_open_private)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
-        with open(descriptor, "wb", buffering=0) as stream:
-
-            def write(data: memoryview) -> None:
-                try:
-                    while data:  # a nearly full disk takes a part and says so only the next time
-                        data = data[stream.write(data) :]
-                except OSError as error:
-                    raise _unwritable(path, error) from None
-
-            yield write
-            try:
-                os.fsync(descriptor)
-            except OSError as error:
-                raise _unwritable(path, error) from None
-        try:
+        with stream:
+            yield _BodyFile(path, stream)
+            with _explained(path):
+                os.fsync(stream.fileno())
+        with _explained(path):
             temporary.rename(path)
             _fsync_folder(path.parent)
-        except OSError as error:
-            raise _unwritable(path, error) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def _fsync_folder(folder: Path) -> None:

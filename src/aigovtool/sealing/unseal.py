@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -25,16 +24,15 @@ from aigovtool.errors import PromiseBrokenError, VerificationError
 from aigovtool.sealing.chunked import (
     HEADER_BYTES,
     SEALED_BLOCK_BYTES,
-    MessageKey,
     Progress,
     Source,
     fill,
-    open_message,
+    new_decryptor,
+    open_chunks,
+    open_header,
 )
 from aigovtool.sealing.manifest import BodyEntry, FileEntry, VerifiedManifest
 from aigovtool.sealing.memory import WritableBuffer, anonymous_memory, wipe
-
-MAX_WORKERS = 4  # with more threads than this, they wait for each other at every chunk
 
 Allocate = Callable[[FileEntry], WritableBuffer]
 """Gives writable memory of exactly the file's size."""
@@ -97,26 +95,28 @@ def unseal_into(
     *,
     allocate: Allocate = allocate_anonymous,
     progress: Progress | None = None,
-    workers: int | None = None,
 ) -> UnsealedModel:
     """
     Decrypt the body that *source* gives into memory that *allocate* gives.
 
     Args:
-        source: a binary file at its start, or an iterable of pieces of any size.
+        source: a binary file at its start, or an iterable of pieces of any size. A thread reads it
+            while this one decrypts; it is never read by two at once.
         verified: the manifest of this body.
         content_key: 32 bytes, as the custodian released it.
-        progress: told how many bytes of ciphertext are read.
-        workers: threads that decrypt; by default one for each processor, at most `MAX_WORKERS`.
+        progress: told how many bytes of plaintext are ready.
 
     Raises:
         MalformedError: the content key has a wrong length.
         VerificationError: another body or key, or the body is altered, reordered, truncated or
-            longer than it should be. Also passed on: whatever *source* or *allocate* raises.
-            In every case, what was written is wiped.
+            longer than it should be.
+
+    Whatever *source*, *allocate* or *progress* raises is passed on. In every case, what was
+    written is wiped first.
     """
     manifest = verified.manifest
-    body = _Body(source, manifest.body, progress)
+    decryptor = new_decryptor(content_key, verified.context)
+    body = _Body(source, manifest.body)
     header = bytearray(HEADER_BYTES)
     size = fill(body, memoryview(header))
     if header[:size].hex() != manifest.body.header:
@@ -127,12 +127,12 @@ def unseal_into(
             came=header[:size].hex(),
             mend="fetch the body that belongs to this manifest",
         )
-    key = MessageKey.from_header(content_key, verified.context, bytes(header))
+    open_header(decryptor, bytes(header))
     memory = _Memory()
     try:
         for file in manifest.files:
             memory.add(file, allocate(file))
-        open_message(key, body, memory.lend, workers=workers or _default_workers())
+        open_chunks(decryptor, body, memory.lend, progress)
     except BaseException:
         memory.wipe()
         raise
@@ -146,7 +146,7 @@ def check_body(source: Source | Iterable[bytes], body: BodyEntry) -> None:
     Raises:
         VerificationError: not the body that the manifest names.
     """
-    stream = _Body(source, body, None)
+    stream = _Body(source, body)
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(SEALED_BLOCK_BYTES))
     while count := fill(stream, buffer):
@@ -164,12 +164,9 @@ def check_body(source: Source | Iterable[bytes], body: BodyEntry) -> None:
 class _Body:
     """A source that must end exactly where the manifest says."""
 
-    def __init__(
-        self, source: Source | Iterable[bytes], entry: BodyEntry, progress: Progress | None
-    ) -> None:
+    def __init__(self, source: Source | Iterable[bytes], entry: BodyEntry) -> None:
         self._source = source if hasattr(source, "readinto") else _Pieces(source)
         self._size = entry.size
-        self._progress = progress
         self._read = 0
 
     def readinto(self, buffer: memoryview) -> int:
@@ -183,8 +180,6 @@ class _Body:
                 came=f"{self._read} bytes" if count == 0 else f"{self._read} bytes or more",
                 mend="fetch the sealed model again",
             )
-        if count and self._progress is not None:
-            self._progress(self._read)
         return count
 
 
@@ -263,7 +258,3 @@ class _Memory:
             wipe(view)
             view.release()
         self._views.clear()
-
-
-def _default_workers() -> int:
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
