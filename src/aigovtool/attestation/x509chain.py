@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from aigovtool.errors import MalformedError, VerificationError
@@ -42,6 +43,15 @@ _UNDERSTOOD = frozenset(
         # Whoever needs a certain purpose checks it; being critical does not make it more so.
         ExtensionOID.EXTENDED_KEY_USAGE,
     }
+)
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    # What `cryptography` will refuse one day; where warnings are errors, that day has come.
+    CryptographyDeprecationWarning,
 )
 _PEM_MARK = b"-----BEGIN"
 _T = TypeVar("_T", bound=x509.ExtensionType)
@@ -63,7 +73,7 @@ def load_certificates(data: bytes, *, what: str) -> list[x509.Certificate]:
             certificates = x509.load_pem_x509_certificates(data)
         else:
             certificates = [x509.load_der_x509_certificate(data)]
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise MalformedError(
             f"{what} cannot be read as X.509", code="certificate.malformed"
         ) from error
@@ -173,7 +183,7 @@ def verify_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) ->
         )
         if sound:
             certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (InvalidSignature, *_UNREADABLE) as error:
         raise VerificationError(
             f"{name_of(certificate)} is not signed by {name_of(issuer)}",
             code="certificate.signature",
@@ -213,13 +223,7 @@ def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) 
         )
         revoked = frozenset(entry.serial_number for entry in crl)
         last_update, next_update = crl.last_update_utc, crl.next_update_utc
-    except (
-        ValueError,
-        TypeError,
-        UnsupportedAlgorithm,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except _UNREADABLE as error:
         raise MalformedError("CRL cannot be read", code="crl.malformed") from error
     usage = _get(_extensions(issuer, _UNDERSTOOD), x509.KeyUsage)
     if not signed or usage is None or not usage.crl_sign:
@@ -263,12 +267,7 @@ def _extensions(
 ) -> x509.Extensions:
     try:
         extensions = certificate.extensions
-    except (
-        ValueError,
-        TypeError,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except _UNREADABLE as error:
         raise MalformedError(
             f"{name_of(certificate)} has extensions that cannot be read",
             code="certificate.malformed",

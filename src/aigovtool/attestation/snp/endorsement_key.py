@@ -156,6 +156,8 @@ def parse_endorsement_key(data: bytes) -> EndorsementKey:
         raise _malformed("sets a reserved TCB component")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise _malformed("has no P-384 key")
+    if asn1.encode_der(certificate.algorithm) != asn1.encode_der(tbs.algorithm):
+        raise _malformed("names two algorithms")  # the outer one is not signed, RFC 5280, 4.1.1.2
     if certificate.signature.padding_bits():
         raise _malformed("has a signature that is not whole bytes")
     return EndorsementKey(
@@ -178,7 +180,7 @@ def verify_signed_by(key: EndorsementKey, issuer: x509.Certificate) -> None:
     """
     Check issuer name and signature: RSASSA-PSS with SHA-384, MGF1-SHA-384 and a salt of 48.
 
-    The algorithm identifiers in the certificate are not consulted: there is one algorithm.
+    The algorithm identifier in the certificate is not consulted: there is one algorithm.
 
     Raises:
         VerificationError: *issuer* did not sign it.

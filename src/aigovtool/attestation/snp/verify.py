@@ -206,9 +206,10 @@ def _check_binding(
         cpuid_product = product_of_cpuid(report.cpuid[0], report.cpuid[1])
         _same("snp.product", "the product line", product, cpuid_product or "an unknown CPUID")
     if key.hwid is not None:
+        # A Turin chip is named by 8 bytes, and the rest of the field is then zero.
         size = TURIN_HWID_BYTES if product is Product.TURIN else CHIP_ID_BYTES
-        hwid = key.hwid.ljust(CHIP_ID_BYTES, b"\0") if len(key.hwid) == size else key.hwid
-        _same("snp.hwid", "the chip", report.chip_id.hex(), hwid.hex())
+        chip_id = report.chip_id if any(report.chip_id[size:]) else report.chip_id[:size]
+        _same("snp.hwid", "the chip", chip_id.hex(), key.hwid.hex())
     reported = parse_tcb(report.reported_tcb, product)
     _same("snp.tcb_binding", "the TCB", str(reported), str(key.tcb(product)))
 
