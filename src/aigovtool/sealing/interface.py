@@ -59,6 +59,7 @@ NumericDatatype = Literal[
     "FP32",
     "FP64",
 ]
+Resize = Literal["nearest", "box", "bilinear", "bicubic", "lanczos", "opencv-linear"]
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Sentence = Annotated[str, Meta(max_length=2000)]
@@ -89,7 +90,9 @@ class ImageInput(
         channels: ``bgr`` is the order of OpenCV, which many models were trained with.
         crop_top: the fraction of the height that is cut off at the top, in [0, 1).
         centre_crop: whether the largest centred square is kept, before resizing.
-        resize: the filter; ``nearest`` keeps exact values when shrinking a picture made of blocks.
+        resize: the filter, as Pillow names it; ``nearest`` keeps exact values when shrinking a
+            picture made of blocks. ``opencv-linear`` is OpenCV's INTER_LINEAR, which, unlike
+            Pillow's ``bilinear``, does not smooth when it shrinks.
         invert: whether v becomes 255 - v: for models trained on light strokes on a dark ground.
         scale: every value of 0 to 255 is multiplied by it, so 1/255 gives 0 to 1.
         mean, std: for each channel, after scaling, (v - mean) / std; empty for none.
@@ -104,7 +107,7 @@ class ImageInput(
     channels: Literal["rgb", "bgr", "grayscale"] = "rgb"
     crop_top: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     centre_crop: bool = False
-    resize: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    resize: Resize = "bilinear"
     invert: bool = False
     scale: PositiveFactor = 1.0
     mean: Annotated[tuple[Factor, ...], Meta(max_length=3)] = ()

@@ -428,7 +428,7 @@ def _read_tensors(
                 f"the tensor {tensor.name!r} is given twice", code="bad_tensor.duplicate"
             )
         if signatures is not None:
-            _check_signature(tensor, signatures)
+            _check_input(tensor, signatures)
         count_elements(tensor.name, tensor.shape, max_elements=limits.max_elements)
         size = (tensor.parameters or {}).get("binary_data_size")
         if (size is None) == (tensor.data is UNSET):
@@ -476,7 +476,21 @@ def _write_tensors(
 # --- the model's signature --------------------------------------------------------------------
 
 
-def _check_signature(tensor: _Tensor, signatures: Mapping[str, TensorSignature]) -> None:
+def check_signature(signature: TensorSignature, *, datatype: str, shape: Sequence[int]) -> None:
+    """Raise BadTensorError unless a tensor of *datatype* and *shape* is what the model takes."""
+    fits = len(shape) == len(signature.shape) and all(
+        wanted in (-1, came) for wanted, came in zip(signature.shape, shape, strict=True)
+    )
+    if datatype != signature.datatype or not fits:
+        raise BadTensorError(
+            f"the input {signature.name!r} is not what the model takes",
+            code="bad_tensor.signature",
+            expected=f"{signature.datatype} {list(signature.shape)} (-1 is any length)",
+            came=f"{datatype} {list(shape)}",
+        )
+
+
+def _check_input(tensor: _Tensor, signatures: Mapping[str, TensorSignature]) -> None:
     try:
         signature = signatures[tensor.name]
     except KeyError:
@@ -486,16 +500,7 @@ def _check_signature(tensor: _Tensor, signatures: Mapping[str, TensorSignature])
             expected=_names(signatures.values()),
             came=repr(tensor.name),
         ) from None
-    fits = len(tensor.shape) == len(signature.shape) and all(
-        wanted in (-1, came) for wanted, came in zip(signature.shape, tensor.shape, strict=True)
-    )
-    if tensor.datatype != signature.datatype or not fits:
-        raise BadTensorError(
-            f"the input {tensor.name!r} is not what the model takes",
-            code="bad_tensor.signature",
-            expected=f"{signature.datatype} {list(signature.shape)} (-1 is any length)",
-            came=f"{tensor.datatype} {list(tensor.shape)}",
-        )
+    check_signature(signature, datatype=tensor.datatype, shape=tensor.shape)
 
 
 def _requested_outputs(
