@@ -35,7 +35,8 @@ from aigovtool.ids import DIGEST_BYTES, sha256
 from aigovtool.sealing.chunked import HEADER_BYTES, sealed_size
 from aigovtool.sealing.interface import Datatype, ModelInterface, Name, Shape
 
-MAX_SIGNED_BYTES = 4 << 20  # 4,096 files and 100,000 labels fit; nothing sensible is larger
+MAX_PAYLOAD_BYTES = 3 << 20  # 4,096 files or 100,000 labels fit; nothing sensible is larger
+MAX_SIGNED_BYTES = MAX_PAYLOAD_BYTES // 3 * 4 + 1024  # the payload in base64, and its envelope
 MAX_FILES = 4096  # one for each tensor, in a model with external data
 MAX_SIGNATURE_TENSORS = 1024  # a decoder with its cache has two for each layer, in and out
 MAX_FILE_NAME_BYTES = 255  # what every file system takes
@@ -191,18 +192,16 @@ def sign_manifest(manifest: SealedManifest, key: SigningKey) -> bytes:
     Return the signed manifest, as it is stored and sent: JSON with the payload in base64.
 
     Raises:
-        TooLargeError: more than `MAX_SIGNED_BYTES`, which nobody would read.
+        TooLargeError, MalformedError: see `encode_payload`.
     """
-    payload = msgspec.json.encode(manifest)
-    signed = msgspec.json.encode(
+    payload = encode_payload(manifest)
+    return msgspec.json.encode(
         _Envelope(
             payload=payload,
             signature=key.sign(Label.SEALED_MANIFEST, payload),
             public_key=format_public_key(key.public_key),
         )
     )
-    _check_size(signed)
-    return signed
 
 
 def verify_manifest(signed: bytes, custodian_key: bytes) -> VerifiedManifest:
@@ -214,7 +213,7 @@ def verify_manifest(signed: bytes, custodian_key: bytes) -> VerifiedManifest:
         VerificationError: signed by another key, or altered.
         MalformedError: not a signed manifest, or one whose parts contradict each other.
     """
-    _check_size(signed)
+    _check_size("signed manifest", signed, MAX_SIGNED_BYTES)
     try:
         envelope = _envelope_decoder.decode(signed)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -234,6 +233,22 @@ def verify_manifest(signed: bytes, custodian_key: bytes) -> VerifiedManifest:
         custodian_key=custodian_key,
         signed=signed,
     )
+
+
+def encode_payload(manifest: SealedManifest) -> bytes:
+    """
+    Return the bytes that are signed.
+
+    Raises:
+        TooLargeError: more than `MAX_PAYLOAD_BYTES`, which nobody would read.
+        MalformedError: a text is not Unicode.
+    """
+    try:
+        payload = msgspec.json.encode(manifest)
+    except UnicodeEncodeError:
+        raise _malformed("a text of the manifest is not Unicode") from None
+    _check_size("manifest", payload, MAX_PAYLOAD_BYTES)
+    return payload
 
 
 def decode_payload(payload: bytes) -> SealedManifest:
@@ -326,12 +341,10 @@ def _all_different(names: list[str], what: str) -> None:
         raise _malformed(f"a {what} is named twice")
 
 
-def _check_size(signed: bytes) -> None:
-    if len(signed) > MAX_SIGNED_BYTES:
+def _check_size(what: str, data: bytes, limit: int) -> None:
+    if len(data) > limit:
         raise TooLargeError(
-            "signed manifest too large",
-            expected=f"at most {MAX_SIGNED_BYTES} bytes",
-            came=f"{len(signed)} bytes",
+            f"{what} too large", expected=f"at most {limit} bytes", came=f"{len(data)} bytes"
         )
 
 

@@ -42,6 +42,7 @@ from aigovtool.sealing.manifest import (
     VerifiedManifest,
     body_context,
     decode_payload,
+    encode_payload,
     sign_manifest,
     verify_manifest,
 )
@@ -94,18 +95,18 @@ def seal(
     Args:
         files: the entry file and what it needs, in the order in which they are to be loaded.
         content_key: 32 bytes from `new_content_key`, used for nothing else.
-        progress: told how many bytes of plaintext are read.
         signing_key: the custodian's.
         created: aware UTC time for the manifest.
+        progress: told how many bytes of plaintext are read.
 
     Raises:
         MalformedError: an empty or unsafe file, or a description that contradicts itself.
         ConfigurationError: a file cannot be read, or *out* cannot be written.
         UnavailableError: the disk is full; names *out*.
     """
-    context = body_context(signing_key.public_key, description.name, description.version)
     with contextlib.closing(_Files(files, progress)) as source:
         draft = _draft(description, source.entries(), created)
+        context = body_context(signing_key.public_key, draft.name, draft.version)
         with _new_file(out) as body:
             seal_message(content_key, context, source, body.write)
             manifest = msgspec.structs.replace(
@@ -139,7 +140,7 @@ def _draft(
         licence=description.licence,
         created=created,
     )
-    return decode_payload(msgspec.json.encode(draft))
+    return decode_payload(encode_payload(draft))
 
 
 class _Files:

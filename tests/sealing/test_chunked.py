@@ -15,7 +15,10 @@ from cryptography.cobblestone import Cobblestone128Decryptor
 
 from aigovtool.errors import MalformedError, VerificationError
 from aigovtool.sealing.chunked import (
+    CHUNK_BYTES,
     HEADER_BYTES,
+    SEALED_CHUNK_BYTES,
+    TAG_BYTES,
     Decryptor,
     fill,
     new_decryptor,
@@ -125,3 +128,16 @@ def test_what_is_sealed_has_the_published_size_and_opens_again(case: dict[str, A
     again = {"key": key, "ctx": case["ctx"], "ct": out.getvalue(), "aead": "AEAD_AES_256_GCM"}
     opened = bytearray(len(case["ct"]))
     assert bytes(opened[: _open(again, opened)]) == message
+
+
+def test_a_message_cut_at_any_border_is_refused_by_the_format_alone() -> None:
+    """No manifest says here how long the message should be."""
+    key, out = b"\x01" * 32, io.BytesIO()
+    seal_message(key, b"", io.BytesIO(bytes(2 * CHUNK_BYTES)), out.write)
+    message = out.getvalue()
+    for border in (0, 24, HEADER_BYTES, *range(HEADER_BYTES, len(message), SEALED_CHUNK_BYTES)):
+        for cut in (border - 1, border, border + 1, border + TAG_BYTES):
+            if 0 <= cut < len(message):
+                case = {"key": key, "ctx": b"", "ct": message[:cut], "aead": "AEAD_AES_256_GCM"}
+                with pytest.raises(VerificationError):
+                    _open(case, bytearray(len(message)))
