@@ -1,0 +1,65 @@
+"""A receipt is believed when the attested key signed it, about this loan, session and model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.crypto.labels import Label
+from aigovtool.errors import VerificationError
+from aigovtool.wire.codec import Signed, open_signed
+from aigovtool.wire.receipt import Receipt, from_header
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedReceipt:
+    """
+    A receipt whose signature held.
+
+    Args:
+        receipt: what it says.
+        signed: as it came, to keep: it proves the same to anybody later.
+    """
+
+    receipt: Receipt
+    signed: Signed
+
+
+def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedReceipt:
+    """
+    Check the value of the header ``Aigovtool-Receipt`` that came with an answer of *enclave*.
+
+    Raises:
+        MalformedError: not a receipt.
+        VerificationError: there is none, or it is not signed by the enclave's attested key, or it
+            is about another loan, session or model, or its sum is wrong.
+    """
+    if header is None:
+        raise VerificationError(
+            "the answer came without a receipt",
+            code="receipt.missing",
+            mend="do not use the answer: nothing shows what it was charged to",
+        )
+    signed = from_header(header.decode("latin-1"))
+    receipt = open_signed(signed, Receipt, public_key=enclave.keys.signing_key, label=Label.RECEIPT)
+    came = (receipt.loan, receipt.session, receipt.model_digest)
+    expected = (enclave.loan, enclave.statement.session, enclave.model.digest)
+    if came != expected:
+        raise VerificationError(
+            "the receipt is about another loan, session or model",
+            code="receipt.subject",
+            expected=_show(*expected),
+            came=_show(*came),
+        )
+    if receipt.cost < 0 or receipt.balance_before - receipt.cost != receipt.balance_after:
+        raise VerificationError(
+            "the receipt's balances do not add up",
+            code="receipt.sum",
+            expected=f"{receipt.balance_before} - {receipt.cost}",
+            came=str(receipt.balance_after),
+        )
+    return VerifiedReceipt(receipt=receipt, signed=signed)
+
+
+def _show(loan: str, session: str, model_digest: bytes) -> str:
+    return f"{loan}, {session}, model {model_digest.hex()}"

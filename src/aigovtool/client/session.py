@@ -1,0 +1,377 @@
+"""
+The SDK, for asyncio: ask a lent model inside an enclave that was verified first.
+
+Rule 1: nothing of the caller's is sent before the enclave has been judged by the caller's own
+        policy, nor to whoever takes its place later (`channel.connect`).
+Rule 2: an answer is handed out only with a receipt that the attested key signed.
+Rule 3: a query is repeated only where that cannot charge it twice: to the same session, under the
+        same ``Idempotency-Key``.
+
+    async with await connect_async(
+        "enclave.example", manifest="manifest.toml", api_key=key
+    ) as client:
+        result = await client.infer({"image": pixels})
+        result.outputs["scores"], result.remaining
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aigovtool.attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
+from aigovtool.channel.address import parse_address
+from aigovtool.channel.connect import AttestedChannel, open_channel
+from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
+from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.receipts import VerifiedReceipt, verify_receipt
+from aigovtool.clock import SystemClock
+from aigovtool.errors import (
+    AIGovToolError,
+    BudgetExhaustedError,
+    ConfigurationError,
+    MalformedError,
+    UnavailableError,
+)
+from aigovtool.wire.budget import BudgetView
+from aigovtool.wire.codec import decode
+from aigovtool.wire.headers import BUDGET_PATH, MAX_REASON_CHARACTERS, REASON, RECEIPT, REMAINING
+from aigovtool.wire.oip import (
+    DEFAULT_LIMITS,
+    HEADER_LENGTH,
+    EncodedBody,
+    ModelMetadata,
+    TensorSignature,
+    decode_infer_response,
+    encode_infer_request,
+    parse_header_length,
+)
+from aigovtool.wire.problem import MAX_PROBLEM_BYTES, error_of
+from aigovtool.wire.tensors import Array
+
+ANSWER_TIMEOUT_S = 300.0  # a model may be slow
+MAX_HOLD_S = 30.0  # one held answer; shorter than what proxies and address translation forget
+MAX_BUDGET_BYTES = 64 << 10
+MAX_API_KEY_CHARACTERS = 512
+
+_REMAINING = REMAINING.lower().encode()
+_RECEIPT = RECEIPT.lower().encode()
+_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
+
+OnWait = Callable[[BudgetExhaustedError, float], None]
+"""Called when a query has to wait: why, and for how many seconds it has waited by now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """
+    An answer.
+
+    Args:
+        outputs: arrays by name, with the model's datatypes and shapes; they may be read-only views.
+        remaining: credits that this consumer can still use.
+        receipt: the enclave's signed word on what was charged, verified.
+    """
+
+    outputs: dict[str, Array]
+    remaining: int
+    receipt: VerifiedReceipt
+
+
+class AsyncClient:
+    """
+    A verified enclave that can be queried; `connect_async` makes it.
+
+    It belongs to one event loop. Any number of calls may be under way at once. Close it, or use it
+    with ``async with``.
+    """
+
+    def __init__(self, channel: AttestedChannel, *, api_key: str, timeout_s: float) -> None:
+        self._channel = channel
+        self._timeout_s = timeout_s
+        self._authorization: Headers = (
+            (b"authorization", b"Bearer " + check_api_key(api_key).encode("ascii")),
+        )
+
+    @property
+    def attestation(self) -> VerifiedEnclave:
+        """What was verified of the enclave, when it was last judged."""
+        return self._channel.enclave
+
+    @property
+    def model(self) -> ModelMetadata:
+        """The model's name, version and tensors, by the manifest that its custodian signed."""
+        return model_of(self._channel.enclave)
+
+    async def verify(self) -> VerifiedEnclave:
+        """
+        Judge the enclave again, from a new nonce.
+
+        Raises:
+            AIGovToolError: as `connect_async`.
+        """
+        return await self._channel.rejudge()
+
+    async def infer(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] = (),
+        *,
+        wait_s: float = 0.0,
+        reason: str | None = None,
+        on_wait: OnWait | None = None,
+    ) -> Result:
+        """
+        Run the model once.
+
+        Args:
+            inputs: numpy arrays by name, in the datatypes and shapes of `model`.
+            outputs: names of those wanted; all when empty.
+            wait_s: how many seconds to wait for credits when none is left, ``math.inf`` for as long
+                as it takes. The enclave wakes the query as soon as there are some, in fair order.
+            reason: in the caller's words, why more is needed; the custodian's operator reads it, so
+                it must not hold what only the enclave may see. At most 500 characters.
+            on_wait: called each time the query is found waiting.
+
+        Raises:
+            BudgetExhaustedError: no credit is left, and none came in *wait_s*.
+            BadTensorError: the inputs do not fit the model; nothing was charged.
+            UnauthenticatedError, BlockedError: the API key is not known, or blocked.
+            LoanNotActiveError, UnavailableError: the loan was stopped, the custodian cannot be
+                reached, or the enclave cannot. `ConnectionLostError`, one of these, says that the
+                query may have been served and charged.
+            VerificationError: the receipt is not genuine, or another enclave answers and is not.
+            AppraisalError: another enclave answers, which the policy does not accept.
+            MalformedError, TooLargeError: the answer cannot be read.
+        """
+        body = encode_infer_request(inputs, outputs=outputs)
+        key = secrets.token_hex(16)
+        headers = (
+            *self._authorization,
+            (b"idempotency-key", key.encode("ascii")),
+            *((name.lower().encode(), value.encode()) for name, value in _type_of(body)),
+        )
+        if reason is not None:
+            headers += ((REASON.lower().encode(), check_reason(reason).encode()),)
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        hold_s = 0.0  # the first answer comes at once, so that whoever waits can be told
+        while True:
+            asked_s = loop.time()
+            try:
+                return await self._infer(body, headers, hold_s)
+            except BudgetExhaustedError as error:
+                now_s = loop.time()
+                left_s = wait_s - (now_s - begin_s)
+                if left_s <= 0:
+                    raise
+                if on_wait is not None:
+                    on_wait(error, now_s - begin_s)
+                # one that was told to hold its answer and did not must not be asked in a loop
+                early_s = min(hold_s, error.retry_after_s) - (now_s - asked_s)
+                await asyncio.sleep(min(max(early_s, 0.0), left_s))
+                hold_s = min(left_s, MAX_HOLD_S)
+
+    async def budget(self) -> BudgetView:
+        """
+        Ask what is left. It costs nothing.
+
+        Raises:
+            UnauthenticatedError, BlockedError, UnavailableError, MalformedError: as `infer`.
+        """
+
+        def make(_: VerifiedEnclave) -> Request:
+            return Request(
+                method=b"GET", target=BUDGET_PATH.encode("ascii"), headers=self._authorization
+            )
+
+        _, _, body = await self._exchange(make, MAX_BUDGET_BYTES, 0.0)
+        return decode(body, BudgetView)
+
+    async def aclose(self) -> None:
+        """Close all connections; what is under way fails."""
+        await self._channel.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _infer(self, body: EncodedBody, headers: Headers, hold_s: float) -> Result:
+        if hold_s:  # RFC 7240, whole seconds
+            headers += ((b"prefer", b"wait=%d" % max(1, math.ceil(hold_s))),)
+        asked: VerifiedEnclave | None = None
+
+        def make(enclave: VerifiedEnclave) -> Request:
+            nonlocal asked
+            if asked is not None and enclave.statement.session != asked.statement.session:
+                raise ConnectionLostError(
+                    "the enclave was restarted during the query, which may have been charged",
+                    mend="ask again if the charge of one more query is acceptable",
+                )
+            asked = enclave
+            return Request(
+                method=b"POST",
+                target=f"/v2/models/{enclave.model.manifest.name}/infer".encode("ascii"),
+                headers=headers,
+                body=body.chunks,
+            )
+
+        limit = DEFAULT_LIMITS.max_body_bytes
+        try:
+            enclave, response, answer = await self._exchange(make, limit, hold_s)
+        except ConnectionLostError:
+            if asked is None:
+                raise
+            enclave, response, answer = await self._exchange(make, limit, hold_s)
+        receipt = verify_receipt(response.header(_RECEIPT), enclave)
+        decoded = decode_infer_response(
+            answer, header_length=parse_header_length(response.header(_HEADER_LENGTH))
+        )
+        return Result(
+            outputs=decoded.outputs,
+            remaining=_whole_number(response.header(_REMAINING)),
+            receipt=receipt,
+        )
+
+    async def _exchange(
+        self, make: Callable[[VerifiedEnclave], Request], max_bytes: int, hold_s: float
+    ) -> tuple[VerifiedEnclave, Response, bytes]:
+        """Send what *make* makes, and return the answer whole; raises what an error answer says."""
+        timeout_s = self._timeout_s + hold_s
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._channel.exchange(make) as (enclave, response),
+            ):
+                if response.status == 200:
+                    return enclave, response, await response.read(max_bytes=max_bytes)
+                raise await _error_in(response)
+        except TimeoutError:
+            raise UnavailableError(
+                f"no answer from {self._channel.address} within {timeout_s:g} s",
+                code="channel.timeout",
+            ) from None
+
+
+async def connect_async(
+    address: str,
+    *,
+    manifest: str | Path | Policy,
+    api_key: str,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+) -> AsyncClient:
+    """
+    Verify the enclave at *address* and return a client for it.
+
+    Args:
+        address: ``HOST`` or ``HOST:PORT``; the port is 9924 when none is given.
+        manifest: the custodian's ``manifest.toml``: which enclave code, on which platforms, under
+            which custodian and loan, may have the inputs.
+        api_key: the consumer key itself, not its file.
+        timeout_s: seconds that one answer may take, beside waiting for credits.
+
+    Raises:
+        ConfigurationError: the address, manifest or key cannot be used.
+        VerificationError: something about the enclave is not genuine, replayed or relayed.
+        AppraisalError: genuine, and the manifest does not accept it; every reason is listed.
+        MalformedError: what it presents cannot be read.
+        UnavailableError: nobody answers, or the custodian's word on the session has run out.
+    """
+    policy = manifest if isinstance(manifest, Policy) else read_manifest(Path(manifest))
+    check_api_key(api_key)
+    channel = await open_channel(parse_address(address), policy, clock=SystemClock())
+    return AsyncClient(channel, api_key=api_key, timeout_s=timeout_s)
+
+
+def read_manifest(path: Path) -> Policy:
+    """Read a ``manifest.toml``; raises ConfigurationError."""
+    try:
+        with path.open("rb") as file:
+            return parse_policy(file.read(MAX_POLICY_BYTES + 1))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read the manifest {path}: {error.strerror or type(error).__name__}",
+            mend="the custodian gives it out: `manifest.toml` in its data folder",
+        ) from None
+
+
+def model_of(enclave: VerifiedEnclave) -> ModelMetadata:
+    """Return the model's tensors, as the custodian signed them."""
+    manifest = enclave.model.manifest
+    inputs, outputs = (
+        tuple(
+            TensorSignature(name=one.name, datatype=one.datatype, shape=one.shape) for one in side
+        )
+        for side in (manifest.signature.inputs, manifest.signature.outputs)
+    )
+    return ModelMetadata(
+        name=manifest.name,
+        versions=(manifest.version,),
+        platform=manifest.format,
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def check_api_key(api_key: str) -> str:
+    """Return *api_key* if it can stand in a header; raises ConfigurationError, without it."""
+    if not (
+        0 < len(api_key) <= MAX_API_KEY_CHARACTERS
+        and api_key.isascii()
+        and api_key.isprintable()
+        and " " not in api_key
+    ):
+        raise ConfigurationError(
+            "the API key is not one",
+            expected="a line of printable characters without blanks",
+            mend="give what is in the custodian's `consumer.key`",
+        )
+    return api_key
+
+
+def check_reason(reason: str) -> str:
+    """Return *reason* if it can stand in a header; raises ConfigurationError."""
+    if len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
+        raise ConfigurationError(
+            "the reason is too long, or more than one line",
+            expected=f"at most {MAX_REASON_CHARACTERS} printable characters",
+            came=f"{len(reason)} characters",
+        )
+    return reason
+
+
+def _type_of(body: EncodedBody) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in body.headers.items() if name != "Content-Length"]
+
+
+async def _error_in(response: Response) -> AIGovToolError:
+    body = await response.read(max_bytes=MAX_PROBLEM_BYTES)
+    retry_after = response.header(b"retry-after")
+    return error_of(
+        response.status,
+        body,
+        retry_after_s=_whole_number(retry_after) if retry_after is not None else None,
+    )
+
+
+def _whole_number(value: bytes | None) -> int:
+    if value is None or not value.isdigit() or len(value) > 18:
+        raise MalformedError(
+            "a header of the answer is not a number",
+            expected="decimal digits",
+            came="nothing" if value is None else repr(value[:32]),
+        )
+    return int(value)
