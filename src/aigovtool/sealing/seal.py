@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -152,7 +152,7 @@ class _Files:
         self._progress = progress
         self._digests: list[str] = []
         self._total = 0
-        self._stream: io.FileIO | None = None
+        self._stream: FileIO | None = None
         self._hash = hashlib.sha256()
         self._read = 0
 
@@ -208,7 +208,7 @@ class _Files:
 class _BodyFile:
     """The body while it is written: its size, header and digest so far."""
 
-    def __init__(self, path: Path, stream: io.FileIO) -> None:
+    def __init__(self, path: Path, stream: FileIO) -> None:
         self._path = path
         self._stream = stream
         self.size = 0
@@ -235,7 +235,7 @@ def _new_file(path: Path) -> Iterator[_BodyFile]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     with _explained(path):
-        stream = io.FileIO(temporary, "xb", opener=_open_private)
+        stream = FileIO(temporary, "xb", opener=_open_private)
     try:
         with stream:
             yield _BodyFile(path, stream)
