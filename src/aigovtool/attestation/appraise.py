@@ -18,15 +18,13 @@ from aigovtool.attestation.dcap.policy import (
     PlatformRules,
     SgxPolicy,
     TdRules,
-    TdxPolicy,
-    appraise_sgx,
-    appraise_tdx,
     tcb_grace_ends,
 )
 from aigovtool.attestation.evidence import Tee
+from aigovtool.attestation.kinds import appraise_claims, tee_named, tee_of
 from aigovtool.attestation.policy import Alternative, Policy
-from aigovtool.attestation.simulated import SimulatedClaims, SimulatedPolicy
-from aigovtool.errors import AppraisalError, PromiseBrokenError, Reason
+from aigovtool.attestation.simulated import SimulatedClaims
+from aigovtool.errors import AppraisalError, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +39,7 @@ class AttestationResult:
         tcb_status: the vendor's word for the platform's state; None where the vendor has none.
         advisories: of the vendor, that apply to the platform.
         warnings: what was accepted and should be known, a sentence each.
-        platform_id: what names the machine.
+        platform_id: what names the machine; None when it is hidden.
         valid_until: when the endorsements that this rests on expire; None when they do not.
         alternative: position in the policy of the alternative that accepted it.
         claims: all that was verified.
@@ -53,7 +51,7 @@ class AttestationResult:
     tcb_status: str | None
     advisories: tuple[str, ...]
     warnings: tuple[str, ...]
-    platform_id: str
+    platform_id: str | None
     valid_until: datetime | None
     alternative: int
     claims: Claims
@@ -82,7 +80,7 @@ def appraise(claims: Claims, policy: Policy) -> AttestationResult:
         )
     refusals: list[list[Reason]] = []
     for position, alternative in candidates:
-        reasons = appraise_one(claims, alternative)
+        reasons = appraise_claims(claims, alternative)
         if not reasons:
             return _result(claims, alternative, position, tee)
         refusals.append(reasons)
@@ -96,37 +94,6 @@ def appraise(claims: Claims, policy: Policy) -> AttestationResult:
             ),
         ]
     raise AppraisalError(nearest[0], others=nearest[1:])
-
-
-def tee_named(alternative: Alternative) -> Tee:
-    """Return the kind of TEE that an alternative is about."""
-    return Tee(str(alternative.__struct_config__.tag))
-
-
-def tee_of(claims: Claims) -> Tee:
-    """Return the kind of TEE whose verifier made *claims*."""
-    match claims:
-        case SimulatedClaims():
-            return Tee.SIMULATED
-        case SgxClaims():
-            return Tee.SGX
-        case TdxClaims():
-            return Tee.TDX
-    raise PromiseBrokenError("claims of a kind that nobody appraises", came=type(claims).__name__)
-
-
-def appraise_one(claims: Claims, alternative: Alternative) -> list[Reason]:
-    """Return every reason why *claims* do not satisfy one alternative of the same TEE."""
-    match claims, alternative:
-        case SimulatedClaims(), SimulatedPolicy():
-            return simulated.appraise(claims, alternative)
-        case SgxClaims(), SgxPolicy():
-            return appraise_sgx(claims, alternative)
-        case TdxClaims(), TdxPolicy():
-            return appraise_tdx(claims, alternative)
-    raise PromiseBrokenError(
-        "claims and alternative of different kinds", came=type(alternative).__name__
-    )
 
 
 def _result(claims: Claims, alternative: Alternative, position: int, tee: Tee) -> AttestationResult:

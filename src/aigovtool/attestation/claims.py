@@ -7,7 +7,7 @@ share.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Claims(Protocol):
@@ -15,7 +15,7 @@ class Claims(Protocol):
 
     @property
     def report_data(self) -> bytes:
-        """What the attester bound into its evidence; compared with `binding.report_data`."""
+        """What the attester bound into its evidence."""
         ...
 
     @property
@@ -24,6 +24,15 @@ class Claims(Protocol):
         ...
 
     @property
-    def platform_id(self) -> str:
-        """What names the machine, as far as the vendor tells it apart from others."""
+    def platform_id(self) -> str | None:
+        """What names the machine; None when the vendor or the cloud hides it."""
+        ...
+
+
+@runtime_checkable
+class CommitsByDigest(Protocol):
+    """Claims of a TEE that has no room for 64 bytes, or other bytes beside them."""
+
+    def commitment_to(self, report_data: bytes) -> bytes:
+        """Return what `Claims.report_data` must be to commit to these 64 bytes."""
         ...

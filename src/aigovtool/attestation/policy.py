@@ -31,9 +31,8 @@ import msgspec
 import tomli_w
 from msgspec import Meta, Struct
 
-from aigovtool.attestation.dcap.policy import SgxPolicy, TdxPolicy
 from aigovtool.attestation.evidence import Tee
-from aigovtool.attestation.simulated import SimulatedPolicy
+from aigovtool.attestation.kinds import KINDS
 from aigovtool.crypto.signing import format_public_key, parse_public_key
 from aigovtool.errors import ConfigurationError, MalformedError, Reason
 from aigovtool.ids import LoanId
@@ -41,14 +40,8 @@ from aigovtool.ids import LoanId
 MAX_POLICY_BYTES = 1 << 20
 MAX_ALTERNATIVES = 64
 
-Alternative = SimulatedPolicy | SgxPolicy | TdxPolicy
-"""One acceptable kind of evidence; the struct's tag is its TEE."""
-
-_KINDS: Mapping[str, type[Alternative]] = {
-    Tee.SIMULATED: SimulatedPolicy,
-    Tee.SGX: SgxPolicy,
-    Tee.TDX: TdxPolicy,
-}
+Alternative = Struct
+"""One acceptable kind of evidence: the policy struct of one of `KINDS`, tagged with its TEE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,16 +181,15 @@ def _line(name: str, value: object) -> str:
 
 def _alternative(table: Mapping[str, object], *, path: str) -> Alternative:
     tee = table.get("tee")
-    kind = _KINDS.get(tee) if isinstance(tee, str) else None
-    if kind is None:
+    if tee not in list(KINDS):
         raise ConfigurationError(
             f"{path}tee does not name a known TEE",
             code="policy.tee",
-            expected=" or ".join(f'"{name}"' for name in sorted(_KINDS)),
+            expected=" or ".join(f'"{name}"' for name in KINDS),
             came=repr(tee) if isinstance(tee, str) else "nothing" if tee is None else "no text",
             mend="say which kind of evidence this table is about",
         )
-    return _convert(table, kind, path=path)
+    return _convert(table, KINDS[Tee(str(tee))].policy, path=path)
 
 
 def _convert(table: Mapping[str, object], kind: type[T], *, path: str) -> T:

@@ -18,7 +18,7 @@ from msgspec import Meta
 from aigovtool.attestation.dcap.claims import TdxClaims
 from aigovtool.attestation.dcap.policy import Bytes32, TdRules, appraise_td
 from aigovtool.attestation.dcap.verify import INTEL_ROOT_SHA256, verify_tdx
-from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.evidence import Endorsements, Evidence
 from aigovtool.errors import Reason, VerificationError
 from aigovtool.ids import sha256
 
@@ -40,10 +40,6 @@ class SimulatedClaims:
 
     td: TdxClaims
     root_sha256: bytes
-
-    @property
-    def tee(self) -> Tee:
-        return Tee.SIMULATED
 
     @property
     def report_data(self) -> bytes:

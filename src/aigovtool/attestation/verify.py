@@ -8,25 +8,15 @@ was it made for me and now, is it acceptable?
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from aigovtool.attestation import simulated
 from aigovtool.attestation.appraise import AttestationResult, appraise
 from aigovtool.attestation.binding import REPORT_DATA_BYTES
-from aigovtool.attestation.claims import Claims
-from aigovtool.attestation.dcap.verify import verify_sgx, verify_tdx
-from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.claims import Claims, CommitsByDigest
+from aigovtool.attestation.evidence import Endorsements, Evidence
+from aigovtool.attestation.kinds import KINDS
 from aigovtool.attestation.policy import Policy
 from aigovtool.errors import MalformedError, VerificationError
-
-Verifier = Callable[..., Claims]
-
-_VERIFIERS: Mapping[Tee, Verifier] = {
-    Tee.SIMULATED: simulated.verify,
-    Tee.SGX: verify_sgx,
-    Tee.TDX: verify_tdx,
-}
 
 
 def verify(evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> Claims:
@@ -47,7 +37,7 @@ def verify(evidence: Evidence, endorsements: Endorsements, *, now: datetime) -> 
             expected=evidence.tee,
             came=endorsements.tee,
         )
-    return _VERIFIERS[evidence.tee](evidence, endorsements, now=now)
+    return KINDS[evidence.tee].verify(evidence, endorsements, now=now)
 
 
 def check_binding(claims: Claims, expected_report_data: bytes) -> None:
@@ -65,11 +55,16 @@ def check_binding(claims: Claims, expected_report_data: bytes) -> None:
             expected=f"{REPORT_DATA_BYTES} bytes",
             came=f"{len(expected_report_data)} bytes",
         )
-    if not hmac.compare_digest(claims.report_data, expected_report_data):
+    expected = (
+        claims.commitment_to(expected_report_data)
+        if isinstance(claims, CommitsByDigest)
+        else expected_report_data
+    )
+    if not hmac.compare_digest(claims.report_data, expected):
         raise VerificationError(
             "the evidence was not made for this nonce, these keys, this custodian and this loan",
             code="binding",
-            expected=expected_report_data.hex(),
+            expected=expected.hex(),
             came=claims.report_data.hex() or "nothing",
             mend="ask the enclave itself for fresh evidence",
         )

@@ -8,7 +8,6 @@ from datetime import datetime
 from aigovtool.attestation.dcap.eventlog import Event
 from aigovtool.attestation.dcap.quote import SgxReport, TdReport
 from aigovtool.attestation.dcap.tcb import TcbStatus
-from aigovtool.attestation.evidence import Tee
 
 SGX_ATTRIBUTE_DEBUG = 0x02
 TD_ATTRIBUTE_DEBUG = 1 << 0
@@ -78,10 +77,6 @@ class SgxClaims:
     platform: PlatformClaims
 
     @property
-    def tee(self) -> Tee:
-        return Tee.SGX
-
-    @property
     def report_data(self) -> bytes:
         """The 64 bytes that the enclave put into its report."""
         return self.report.report_data
@@ -114,10 +109,6 @@ class TdxClaims:
     report: TdReport
     platform: PlatformClaims
     events: tuple[Event, ...] | None
-
-    @property
-    def tee(self) -> Tee:
-        return Tee.TDX
 
     @property
     def report_data(self) -> bytes:
