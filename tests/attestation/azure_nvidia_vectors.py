@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.nvidia import verify as nvidia
 from aigovtool.attestation.tpm2 import verify as tpm2
 from tests.shared_data import ROOT, shared
 
@@ -76,11 +77,28 @@ def tpm2_parts(case: Case) -> tuple[Evidence, Endorsements]:
     return Evidence(tee=Tee.TPM2, documents=documents), Endorsements(tee=Tee.TPM2)
 
 
-def with_document(evidence: Evidence, name: str, body: bytes) -> Evidence:
+def nvidia_parts(case: Case) -> tuple[Evidence, Endorsements]:
+    files = case.vector["files"]
+    documents = {}
+    for number, device in enumerate(files["devices"]):
+        documents[nvidia.REPORT.format(number=number)] = case.file(device["evidence"])
+        documents[nvidia.CERTIFICATES.format(number=number)] = case.file(device["cert_chain"])
+    endorsements = {nvidia.RIM_PREFIX + name: case.file(name) for name in files.get("rims", ())}
+    endorsements |= {nvidia.OCSP_PREFIX + name: case.file(name) for name in files.get("ocsp", ())}
+    return (
+        Evidence(tee=Tee.NVIDIA, documents=documents),
+        Endorsements(tee=Tee.NVIDIA, documents=endorsements),
+    )
+
+
+P = TypeVar("P", Evidence, Endorsements)
+
+
+def with_document(evidence: P, name: str, body: bytes) -> P:
     return replace(evidence, documents={**evidence.documents, name: body})
 
 
-def without_document(evidence: Evidence, name: str) -> Evidence:
+def without_document(evidence: P, name: str) -> P:
     rest = {key: body for key, body in evidence.documents.items() if key != name}
     return replace(evidence, documents=rest)
 

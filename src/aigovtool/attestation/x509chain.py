@@ -49,6 +49,7 @@ _UNREADABLE = (
     TypeError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
+    x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
     # What `cryptography` will refuse one day; where warnings are errors, that day has come.
     CryptographyDeprecationWarning,

@@ -74,6 +74,10 @@ class Tpm2Claims:
     reset_count: int
     firmware_version: int
 
+    def commitment_to(self, report_data: bytes) -> bytes:
+        """Return what `report_data` must be when the evidence commits to these 64 bytes."""
+        return qualifying_data(report_data)
+
 
 def qualifying_data(report_data: bytes) -> bytes:
     """

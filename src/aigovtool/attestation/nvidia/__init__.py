@@ -1,0 +1,1 @@
+"""NVIDIA GPUs and switches: SPDM reports, device chains, RIMs (extra ``nvidia``) and OCSP."""
