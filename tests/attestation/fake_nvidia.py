@@ -221,7 +221,6 @@ def ocsp_response(
     revoked_at: datetime | None = None,
     reason: x509.ReasonFlags | None = None,
     by_name: bool = False,
-    key: ec.EllipticCurvePrivateKey | None = None,
 ) -> bytes:
     by = responder or issuer
     encoding = ocsp.OCSPResponderEncoding.NAME if by_name else ocsp.OCSPResponderEncoding.HASH
@@ -238,7 +237,7 @@ def ocsp_response(
     carried = certificates if certificates is not None else ([responder] if responder else [])
     if carried:
         builder = builder.certificates([found.certificate for found in carried])
-    return builder.sign(key or by.key, hashes.SHA384()).public_bytes(Encoding.DER)
+    return builder.sign(by.key, hashes.SHA384()).public_bytes(Encoding.DER)
 
 
 def _le(number: int) -> bytes:
