@@ -24,7 +24,7 @@ from datetime import timedelta
 from aigovtool.attestation.binding import NONCE_BYTES
 from aigovtool.attestation.policy import Policy
 from aigovtool.channel.address import Address
-from aigovtool.channel.fetch import fetch_document
+from aigovtool.channel.fetch import FETCH_TIMEOUT_S, fetch_document
 from aigovtool.channel.http1 import Connection, PeerChanged, Request, Response, open_connection
 from aigovtool.channel.judge import VerifiedEnclave, judge_enclave
 from aigovtool.clock import Clock
@@ -157,7 +157,7 @@ async def open_channel(address: Address, policy: Policy, *, clock: Clock) -> Att
 async def _judge_and_pin(address: Address, policy: Policy, clock: Clock) -> _Pin:
     nonce = secrets.token_bytes(NONCE_BYTES)
     begin_s = clock.monotonic_s()
-    presented = await fetch_document(address, nonce=nonce)
+    presented = await fetch_document(address, nonce=nonce, timeout_s=FETCH_TIMEOUT_S)
     enclave = judge_enclave(presented, nonce=nonce, policy=policy, now=clock.now())
     life = timedelta(seconds=JUDGEMENT_LIFE_S)
     if enclave.attestation.valid_until is not None:

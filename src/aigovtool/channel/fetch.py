@@ -41,9 +41,7 @@ class Presented:
     spki_sha256: bytes
 
 
-async def fetch_document(
-    address: Address, *, nonce: bytes, timeout_s: float = FETCH_TIMEOUT_S
-) -> Presented:
+async def fetch_document(address: Address, *, nonce: bytes, timeout_s: float) -> Presented:
     """
     Connect to *address* and get its attestation document for *nonce*.
 
