@@ -6,6 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -14,7 +16,7 @@ from aigovtool.attestation.snp.claims import SnpClaims
 from aigovtool.attestation.snp.product import Product
 from aigovtool.attestation.snp.verify import verify
 from aigovtool.errors import AIGovToolError, MalformedError, VerificationError
-from tests.attestation.fake_vendors import DAY, NOW, FakeAmd, crl, der, pem
+from tests.attestation.fake_vendors import AMD_ARC, DAY, NOW, FakeAmd, crl, der, pem
 
 VCEK = UUID("63da758d-e664-4564-adc5-f4b93be8accd")
 VLEK = UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
@@ -208,6 +210,38 @@ def test_a_vcek_that_amd_would_not_write(amd: FakeAmd, wrong: dict[str, Any]) ->
     vcek = amd.endorsement_key(**wrong)
     code = refusal(amd, None, amd.endorsements(vcek=der(vcek)), MalformedError)
     assert code == "certificate.malformed"
+
+
+def test_an_intermediate_without_an_rsa_key(amd: FakeAmd) -> None:
+    other = FakeAmd(
+        ark_key=amd.ark_key,
+        ask_key=ec.generate_private_key(ec.SECP384R1()),
+        chip_key=amd.chip_key,
+    )
+    vcek, chain = der(other.endorsement_key()), pem(other.ask, amd.ark)
+    assert refusal(amd, None, amd.endorsements(vcek=vcek, ca_chain=chain)) == (
+        "certificate.signature"
+    )
+
+
+def oid(text: str) -> bytes:
+    return asn1.encode_der(x509.ObjectIdentifier(text))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (oid(AMD_ARC + "3.5"), oid(AMD_ARC + "3.1")),  # the boot loader twice
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x01"),  # X.509 version 2
+        (b"\x03\x82\x01\x01\x00", b"\x03\x82\x01\x01\x01"),  # a signature short of one bit
+    ],
+)
+def test_a_vcek_changed_where_only_a_parser_can_tell(amd: FakeAmd, old: bytes, new: bytes) -> None:
+    vcek = der(amd.endorsement_key())
+    head, found, tail = vcek.rpartition(old)
+    assert found
+    changed = amd.endorsements(vcek=head + new + tail[:-1] + bytes([tail[-1] & 0xFE]))
+    assert refusal(amd, None, changed, MalformedError) == "certificate.malformed"
 
 
 def test_turins_extra_component_is_bound(turin: FakeAmd) -> None:

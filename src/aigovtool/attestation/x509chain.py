@@ -74,6 +74,10 @@ def load_certificates(data: bytes, *, what: str) -> list[x509.Certificate]:
             certificates = x509.load_pem_x509_certificates(data)
         else:
             certificates = [x509.load_der_x509_certificate(data)]
+        for certificate in certificates:
+            # Names are decoded when first read: here a bad one is malformed, later a surprise.
+            certificate.subject.public_bytes()
+            certificate.issuer.public_bytes()
     except _UNREADABLE as error:
         raise MalformedError(
             f"{what} cannot be read as X.509", code="certificate.malformed"
@@ -249,13 +253,9 @@ def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) 
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """Return the subject's first common name; empty when there is none, or it is unreadable."""
-    try:
-        for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
-            return str(attribute.value)[:MAX_COMMON_NAME]
-    except ValueError:
-        pass
-    return ""
+    """Return the subject's first common name, cut to `MAX_COMMON_NAME`; empty without one."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value)[:MAX_COMMON_NAME] if names else ""
 
 
 def name_of(certificate: x509.Certificate) -> str:
