@@ -4,9 +4,10 @@ Make a stand-in for COVID-Net-CXR-2: the same signature, and no medicine in it.
     python examples/covidnet/make_stand_in.py FOLDER
 
 writes ``stand-in.onnx``, the ``interface.json`` of this folder with a notice that says what it is,
-and a grey picture to ask it with. FP32 (1, 480, 480, 3) in, FP32 (1, 2) out, as the real model; what
-comes out depends on nothing but the mean brightness. It serves to try the whole way from picture to
-answer without the real model, which this repository neither has nor may pass on. Needs onnx.
+and a grey picture to ask it with. FP32 (1, 480, 480, 3) in, FP32 (1, 2) out, as the real model;
+what comes out depends on nothing but the mean brightness. It serves to try the whole way from
+picture to answer without the real model, which this repository neither has nor may pass on. Needs
+onnx.
 """
 
 from __future__ import annotations

@@ -272,23 +272,23 @@ def _from_list(signature: TensorSignature, raw: msgspec.Raw, parsed: Any, limits
         shape.append(len(inner))
         inner = inner[0] if inner else None
     if len(shape) == 1 and len(signature.shape) != 1:
-        shape = _reshaped(shape[0], signature.shape) or shape
+        shape = _reshaped(shape[0], signature.shape)
     count_elements(signature.name, shape, max_elements=limits.max_elements)
     return from_json(signature.name, raw, signature.datatype, shape)
 
 
-def _reshaped(count: int, shape: tuple[int, ...]) -> list[int] | None:
-    """Return *shape* for *count* elements, when at most one length is open and it fits."""
+def _reshaped(count: int, shape: tuple[int, ...]) -> list[int]:
+    """Return *shape* for *count* elements when at most one length is open and it fits."""
     known = math.prod(one for one in shape if one != -1)
-    if shape.count(-1) > 1 or known == 0 or count % known:
-        return None
+    if shape.count(-1) > 1 or known == 0 or count == 0 or count % known:
+        return [count]
     return [count // known if one == -1 else one for one in shape]
 
 
 def _cast(name: str, array: Array, datatype: str) -> Array:
     """Convert to *datatype* where that changes no value (a float may lose digits)."""
     came = datatype_of(name, array)
-    if came == datatype or BYTES in (came, datatype) or datatype not in DTYPES:
+    if BYTES in (came, datatype) or datatype not in DTYPES:
         return array
     dtype = DTYPES[datatype]
     if "b" in (array.dtype.kind, dtype.kind) or (array.dtype.kind == "f" and dtype.kind != "f"):

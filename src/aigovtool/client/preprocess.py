@@ -41,7 +41,7 @@ _PILLOW_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    Warning,  # of damaged metadata or many pixels, where warnings are made errors
 )
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
