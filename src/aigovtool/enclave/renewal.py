@@ -114,6 +114,7 @@ class Renewal:
         self._ask_again_s = -math.inf
         self._suspended = False  # the custodian is shutting down
         self._consumer_left: dict[ConsumerId, int] = {}  # of those with a budget of their own
+        self._dry_consumers: set[ConsumerId] = set()  # of those: the custodian said 0 is left
         self._asked_for_more: set[ConsumerId] = set()
         self._more: list[MoreWanted] = []
         self._viewers: list[asyncio.Future[None]] = []
@@ -169,6 +170,7 @@ class Renewal:
             UnavailableError: the custodian is not reached or does not answer, or too many wait.
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
+        self._settle(self.meter.close_expired(now_s))
         waiter = Waiter(consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason)
         if not waiter.patient:
             if not self._leasing:
@@ -239,13 +241,16 @@ class Renewal:
 
     # --- events from the custodian ---------------------------------------------------------------
 
-    def welcomed(self, welcome: Welcome) -> Report | None:
-        """A connection is open; returns the unanswered report, which must be sent again."""
+    def welcomed(self, welcome: Welcome) -> None:
+        """A connection is open; an `unanswered` report must be sent again."""
         self.connected = True
         self._suspended = False
         self.terms = welcome.terms
-        self.set_roster(welcome.roster)
         self.freed(welcome.left)
+
+    @property
+    def unanswered(self) -> Report | None:
+        """The report whose answer has not come."""
         return None if self._sent is None else self._sent.report
 
     def lost(self) -> None:
@@ -263,15 +268,19 @@ class Renewal:
         sent = self._sent
         if sent is None or answer.number != sent.report.number:
             return
-        self._stated = self._read_statement(answer.statement)
-        self.statement = answer.statement
+        stated = self._read_statement(answer.statement)
         self._sent = None
+        if stated.lease is not None or self._stated.lease not in self.meter.live(now_s):
+            # a statement names the lease that came with it: one that is live is worth keeping
+            self._stated, self.statement = stated, answer.statement
         for lease in answer.settled:
             self._unsettled.pop(lease, None)
         self._settle_again_s = now_s + SETTLE_AGAIN_S if self._unsettled else -math.inf
         self.left = answer.left
         self.leased_elsewhere = answer.leased_elsewhere
-        self._consumer_left |= answer.consumer_left
+        for consumer, left in answer.consumer_left.items():
+            self._consumer_left[consumer] = left
+            (self._dry_consumers.discard if left else self._dry_consumers.add)(consumer)
         if answer.lease is not None:
             self._open(answer.lease, sent, now_s)
             self._asked_for_more.clear()
@@ -289,6 +298,7 @@ class Renewal:
         """There may be credits again."""
         self.left = left
         self._ask_again_s = -math.inf
+        self._dry_consumers.clear()  # it may be one of them for whom there is something
         if left:
             self._asked_for_more.clear()
         self._wake()
@@ -298,6 +308,7 @@ class Renewal:
         budgeted = {entry.consumer: entry.left or 0 for entry in roster if entry.budgeted}
         self.meter.set_budgeted(frozenset(budgeted))
         self._consumer_left = budgeted
+        self._dry_consumers = {consumer for consumer, left in budgeted.items() if not left}
         self._asked_for_more -= {consumer for consumer, left in budgeted.items() if left}
         self._wake()
 
@@ -406,7 +417,12 @@ class Renewal:
             )
 
     def _is_dry(self, waiter: Waiter) -> bool:
-        return self._dry or self._consumer_left.get(waiter.consumer) == 0
+        return self._dry or self._has_used_up_its_own(waiter.consumer)
+
+    def _has_used_up_its_own(self, consumer: ConsumerId) -> bool:
+        return consumer in self._dry_consumers and not any(
+            one.use.unused_caps.get(consumer) for one in self._unsettled.values()
+        )
 
     def _may_swap(self, waiter: Waiter) -> bool:
         """
@@ -416,7 +432,7 @@ class Renewal:
         return (
             self._leasing
             and not waiter.swapped
-            and self._consumer_left.get(waiter.consumer) != 0
+            and not self._has_used_up_its_own(waiter.consumer)
             and self.meter.left >= waiter.cost
         )
 
@@ -449,9 +465,10 @@ class Renewal:
                 seen.set_result(None)
 
     def _exhausted(self, waiter: Waiter) -> BudgetExhaustedError:
-        own = self._consumer_left.get(waiter.consumer) == 0
         return BudgetExhaustedError(
-            "your own budget is used up" if own else "the loan's budget is used up",
+            "your own budget is used up"
+            if self._has_used_up_its_own(waiter.consumer)
+            else "the loan's budget is used up",
             retry_after_s=(
                 self.terms.lease_duration_s
                 if self.leased_elsewhere and self.terms.lease_duration_s > 0

@@ -1,0 +1,87 @@
+"""Every number that bounds the enclave, by name; all can be set on the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from aigovtool.errors import ConfigurationError
+
+DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and their keys guard it
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What one consumer, or all together, may ask of the enclave. Times are seconds.
+
+    Args:
+        max_body_bytes: of a query.
+        max_tensors: inputs or outputs named in a query.
+        body_time_s: for a query's body to arrive.
+        query_time_s: for its computation.
+        max_queue: queries that are being computed or wait for a compute thread.
+        max_waiting: queries that wait for credits.
+        lease_wait_s: how long a query waits for a lease of credits that exist.
+        max_patience_s: how long ``Prefer: wait`` can make a query wait for credits that do not.
+        attestations_per_s: fresh evidence that is made for consumers, all together.
+        attestation_burst: so many at once.
+        attestation_wait_s: how long a consumer waits for evidence and a live lease.
+        max_connections: of consumers.
+        idle_s: an unused connection is closed after so long.
+        drain_s: how long queries in flight may go on when the server is told to end.
+        replay_s: how long an answer is kept for a retry with the same ``Idempotency-Key``.
+        max_replay_bytes: of all kept answers together.
+    """
+
+    max_body_bytes: int = 256 << 20
+    max_tensors: int = 64
+    body_time_s: float = 60.0
+    query_time_s: float = 120.0
+    max_queue: int = 1024
+    max_waiting: int = 4096
+    lease_wait_s: float = 3.0
+    max_patience_s: float = 600.0
+    attestations_per_s: float = 20.0
+    attestation_burst: int = 40
+    attestation_wait_s: float = 10.0
+    max_connections: int = 4096
+    idle_s: float = 75.0
+    drain_s: float = 10.0
+    replay_s: float = 600.0
+    max_replay_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(
+                    f"the limit {name} must be above zero", came=str(getattr(self, name))
+                )
+
+
+class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    How one enclave server runs.
+
+    Args:
+        listen: ``host:port`` for consumers; port 0 lets the machine choose.
+        cache: folder for ciphertext of models, or None to fetch it at every start.
+        compute_threads: queries computed at once.
+        intra_op_threads: threads that one computation may use, 0 for the runtime's choice.
+    """
+
+    listen: str = DEFAULT_LISTEN
+    cache: Path | None = None
+    compute_threads: int = max(1, os.cpu_count() or 1)
+    intra_op_threads: int = 0
+    limits: Limits = Limits()
+
+    def address(self) -> tuple[str, int]:
+        """Return host and port of `listen`; raises ConfigurationError."""
+        host, colon, port = self.listen.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+            raise ConfigurationError(
+                "not an address to listen on", expected="HOST:PORT", came=repr(self.listen)
+            )
+        return host.removeprefix("[").removesuffix("]"), int(port)

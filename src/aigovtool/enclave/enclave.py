@@ -1,0 +1,134 @@
+"""
+The enclave as its parts see it: its state, its session, and what stops and wipes it.
+
+The API reads it for every query, the control conversation changes it, the supervisor leads it from
+one session to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime
+
+from aigovtool.clock import Clock
+from aigovtool.enclave.control import Ending
+from aigovtool.enclave.flights import Flights
+from aigovtool.enclave.hardening import return_freed_memory
+from aigovtool.enclave.lifecycle import Lifecycle, State
+from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.session import Session
+from aigovtool.errors import (
+    AIGovToolError,
+    BlockedError,
+    LoanNotActiveError,
+    UnavailableError,
+)
+
+NOT_READY_RETRY_AFTER_S = 5.0
+STOPPED_RETRY_AFTER_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class Enclave:
+    """One enclave server's state. Implements `control.Host` for the session's conversation."""
+
+    def __init__(self, *, flights: Flights, clock: Clock) -> None:
+        self.life = Lifecycle()
+        self.session: Session | None = None
+        self.flights = flights
+        self.clock = clock
+        self.cancelled = 0
+        self._loading: asyncio.Task[TensorModel] | None = None
+        self._wiped: datetime | None = None
+
+    # --- for the API ----------------------------------------------------------------------------
+
+    def serving(self) -> tuple[Session, TensorModel]:
+        """
+        Return session and model, if queries are admitted.
+
+        Raises:
+            LoanNotActiveError: the loan is stopped, expired or closed.
+            UnavailableError: not ready yet, or ending.
+        """
+        session = self.session
+        if session is not None and session.model is not None and self.life.admits:
+            return session, session.model
+        raise self.not_serving()
+
+    def not_serving(self) -> UnavailableError:
+        """Say why no query is admitted."""
+        if self.life.state in (State.STOPPED, State.CLOSED):
+            return LoanNotActiveError(self.life.reason, retry_after_s=STOPPED_RETRY_AFTER_S)
+        return UnavailableError(
+            f"the enclave does not serve: {self.life.reason}",
+            code=f"enclave.{self.life.state}",
+            retry_after_s=NOT_READY_RETRY_AFTER_S,
+        )
+
+    # --- for the supervisor ---------------------------------------------------------------------
+
+    def begin(self, session: Session, loading: asyncio.Task[TensorModel]) -> None:
+        """A session was enrolled, and its model is being loaded."""
+        self.session, self._loading = session, loading
+        self.cancelled, self._wiped = 0, None
+
+    def loaded(self, session: Session, model: TensorModel) -> None:
+        """The model is loaded: serve."""
+        session.model = model
+        self.life.move(State.SERVING, "serving")
+        if not session.renewal.connected:
+            self.lost()
+
+    # --- control.Host ---------------------------------------------------------------------------
+
+    def reached(self) -> None:
+        if self.life.state is State.UNREACHABLE:
+            self.life.move(State.SERVING, "serving")
+
+    def lost(self) -> None:
+        if self.life.state is State.SERVING:
+            self.life.move(State.UNREACHABLE, "the custodian cannot be reached")
+
+    def consumers_changed(self) -> None:
+        if (session := self.session) is None:
+            return
+        roster = session.roster
+
+        def blocked() -> BlockedError:
+            return BlockedError(
+                "the custodian has blocked this consumer", mend="only the custodian can unblock it"
+            )
+
+        for consumer in self.flights.consumers():
+            if not roster.admits(consumer):
+                self.flights.cancel(blocked, consumer=consumer)
+        session.renewal.queue.fail_all(
+            lambda waiter: None if roster.admits(waiter.consumer) else blocked()
+        )
+
+    def stop(self, ending: Ending) -> None:
+        if self.life.state is not State.DRAINING:  # which ends in its own way
+            self.life.move(ending.to, ending.reason)
+        error: AIGovToolError = self.not_serving()
+        _log.warning("no query is admitted any more: %s", ending.reason)
+        self.cancelled = self.flights.cancel(lambda: error)
+        if self.session is not None:
+            self.session.renewal.fail_waiting(self.not_serving)
+
+    async def wipe(self) -> datetime:
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
+            self._loading = None
+        await self.flights.idle()
+        if self.session is not None and self.session.model is not None:
+            self.session.model.close()
+            self.session.model = None
+            _log.warning("key and model are wiped")
+        return_freed_memory()
+        if self._wiped is None:
+            self._wiped = self.clock.now()
+        return self._wiped

@@ -1,0 +1,139 @@
+"""
+Queries in flight: charged, and being computed or waiting for a thread.
+
+Rule 1: whoever is in flight can be cancelled at any moment; its client is answered at once, and
+        its computation is told to end.
+Rule 2: a model is let go only when no thread computes with it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from aigovtool.enclave.runtime.base import Run
+from aigovtool.errors import AIGovToolError, UnavailableError
+from aigovtool.ids import ConsumerId
+from aigovtool.wire.tensors import Array
+
+FULL_RETRY_AFTER_S = 1.0
+
+Outputs = dict[str, Array]
+
+
+class _Flight:
+    __slots__ = ("answer", "consumer", "error", "run")
+
+    def __init__(self, consumer: ConsumerId, run: Run, answer: asyncio.Future[Outputs]) -> None:
+        self.consumer = consumer
+        self.run = run
+        self.answer = answer
+        self.error: AIGovToolError | None = None
+
+
+class Flights:
+    """
+    The pool of compute threads, and what is in it.
+
+    Args:
+        threads: queries computed at once.
+        limit: queries computed or waiting for a thread; past it they are refused.
+        time_s: for one computation, waiting for its thread included.
+    """
+
+    def __init__(self, *, threads: int, limit: int, time_s: float) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+        self._limit = limit
+        self._time_s = time_s
+        self._flights: dict[_Flight, None] = {}
+        self._jobs: set[Future[Outputs]] = set()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def check_room(self) -> None:
+        """Refuse a query before it is charged, when it would have to wait too long."""
+        if len(self._jobs) >= self._limit:
+            raise UnavailableError(
+                "too many queries are in flight",
+                code="queue.full",
+                came=f"{len(self._jobs)} queries",
+                retry_after_s=FULL_RETRY_AFTER_S,
+            )
+
+    async def compute(
+        self,
+        consumer: ConsumerId,
+        run: Run,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+    ) -> Outputs:
+        """
+        Compute on a thread of the pool.
+
+        Raises:
+            UnavailableError: not done in time.
+            AIGovToolError: what `cancel` was given, or what the runtime raised.
+        """
+        job = self._pool.submit(run.execute, inputs, outputs)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        flight = _Flight(consumer, run, asyncio.wrap_future(job))
+        self._flights[flight] = None
+        timer = asyncio.get_running_loop().call_later(self._time_s, self._out_of_time, flight)
+        try:
+            return await flight.answer
+        except asyncio.CancelledError:
+            if flight.error is not None:
+                raise flight.error from None
+            run.terminate()
+            raise
+        finally:
+            timer.cancel()
+            del self._flights[flight]
+
+    def cancel(
+        self, error: Callable[[], AIGovToolError], *, consumer: ConsumerId | None = None
+    ) -> int:
+        """Cancel what is in flight (of one *consumer*, or all), and return how many that were."""
+        doomed = [
+            flight
+            for flight in self._flights
+            if flight.error is None and consumer in (None, flight.consumer)
+        ]
+        for flight in doomed:
+            self._end(flight, error())
+        return len(doomed)
+
+    def consumers(self) -> set[ConsumerId]:
+        """Return whose queries are in flight."""
+        return {flight.consumer for flight in self._flights}
+
+    async def idle(self) -> None:
+        """Return when no thread computes any more."""
+        while jobs := [asyncio.wrap_future(job) for job in tuple(self._jobs)]:
+            await asyncio.wait(jobs)
+            for job in jobs:
+                if not job.cancelled():
+                    job.exception()  # its query has seen it
+
+    def close(self) -> None:
+        """End the threads once what they do is done."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _out_of_time(self, flight: _Flight) -> None:
+        self._end(
+            flight,
+            UnavailableError(
+                f"not computed within {self._time_s:g} s",
+                code="query.time",
+                mend="ask the operator of the enclave for a longer limit",
+            ),
+        )
+
+    @staticmethod
+    def _end(flight: _Flight, error: AIGovToolError) -> None:
+        flight.error = error
+        flight.run.terminate()
+        flight.answer.cancel()

@@ -1,0 +1,286 @@
+"""
+From a signed manifest and a content key to a model that answers.
+
+Rule 1: plaintext exists in memory only, and only where the runtime takes it from; that memory is
+        overwritten as soon as the runtime has loaded.
+Rule 2: a download that is cut goes on where it was cut; ciphertext is cached if there is a place.
+Rule 3: cached bytes that do not authenticate are fetched anew, once; then the fault is elsewhere.
+Rule 4: loading can be cancelled; what was decrypted is overwritten before `load` ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import queue
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from aigovtool.enclave.backoff import Backoff
+from aigovtool.enclave.cache import BodyCache
+from aigovtool.enclave.runtime.onnx import OnnxModel
+from aigovtool.enclave.secret_bytes import writable_bytes
+from aigovtool.errors import MalformedError, UnavailableError, VerificationError
+from aigovtool.sealing.chunked import Source
+from aigovtool.sealing.manifest import FileEntry, VerifiedManifest
+from aigovtool.sealing.memory import anonymous_memory
+from aigovtool.sealing.unseal import unseal_into
+
+MAX_CUTS = 8  # of one download without a byte in between
+PIPE_PIECES = 8  # pieces that wait to be decrypted; of `PIECE_BYTES` each
+
+_log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """Is told how loading goes on."""
+
+    def begin(self, what: str, total_bytes: int) -> None:
+        """A step begins."""
+        ...
+
+    def at(self, done_bytes: int) -> None:
+        """So much of the step is done; called from any thread."""
+        ...
+
+    def end(self) -> None:
+        """Loading is over, well or not."""
+        ...
+
+
+class BodySource(Protocol):
+    """Where sealed bodies come from."""
+
+    def body(self, digest: bytes, *, offset: int, size: int) -> AsyncIterator[bytes]:
+        """See `CustodianClient.body`."""
+        ...
+
+
+class Loader:
+    """
+    Args:
+        source: gives sealed bodies.
+        cache: keeps them.
+        intra_op_threads: for the runtime, 0 for its own choice.
+        progress: is told how it goes.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: BodySource,
+        cache: BodyCache,
+        intra_op_threads: int,
+        progress: Progress,
+    ) -> None:
+        self._source = source
+        self._cache = cache
+        self._intra_op_threads = intra_op_threads
+        self._progress = progress
+
+    async def load(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
+        """
+        Fetch, unseal and load the model.
+
+        Raises:
+            VerificationError: the body is not the manifest's, or not sealed with this key.
+            UnavailableError: it cannot be fetched, or there is no memory.
+            MalformedError: no runtime here can load it.
+        """
+        if verified.manifest.format != "onnx":
+            raise MalformedError(
+                "no runtime for models of this format",
+                expected="onnx",
+                came=verified.manifest.format,
+            )
+        try:
+            return await self._from_cache(verified, content_key)
+        finally:
+            self._progress.end()
+
+    async def _from_cache(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
+        body = verified.manifest.body
+        with self._cache.reading(body) as whole:
+            if whole is not None:
+                try:
+                    return await self._unseal(whole, verified, content_key)
+                except VerificationError as error:
+                    _log.warning("the cached model is damaged and is fetched again: %s", error)
+                    self._cache.forget(body)
+        with self._cache.writing(body) as part:
+            if part is not None and await self._complete(part, verified):
+                part.seek(0)
+                try:
+                    model = await self._unseal(part, verified, content_key)
+                except VerificationError as error:
+                    _log.warning("the fetched model is damaged and is fetched again: %s", error)
+                    self._cache.forget(body)
+                else:
+                    self._cache.keep(body)
+                    return model
+        return await self._streamed(verified, content_key)
+
+    async def _complete(self, part: io.FileIO, verified: VerifiedManifest) -> bool:
+        """Download what is missing of *part*; False when the disk does not take it."""
+        body = verified.manifest.body
+        done = part.tell()
+        self._progress.begin("fetching the sealed model", body.size)
+        async for piece in self._download(verified, done):
+            try:
+                _write_all(part, piece)
+            except OSError as error:
+                _log.warning("cannot write to the cache, going on without: %s", error.strerror)
+                self._cache.forget(body)
+                return False
+            done += len(piece)
+            self._progress.at(done)
+        return True
+
+    async def _streamed(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
+        """Decrypt while fetching, and keep no ciphertext."""
+        pipe = _Pipe()
+
+        async def pump() -> None:
+            try:
+                async for piece in self._download(verified, 0):
+                    await pipe.put(piece)
+            except Exception as error:
+                pipe.fail(error)
+                raise
+            await pipe.put(b"")
+
+        pumping = asyncio.create_task(pump())
+        try:
+            return await self._unseal(pipe, verified, content_key)
+        finally:
+            pumping.cancel()
+            await asyncio.wait([pumping])
+            if not pumping.cancelled():
+                pumping.exception()  # the reader of the pipe has raised it
+
+    async def _download(self, verified: VerifiedManifest, offset: int) -> AsyncIterator[bytes]:
+        """Yield the body from *offset* on, going on after each cut where it was cut."""
+        body = verified.manifest.body
+        cuts, backoff = 0, Backoff()
+        while offset < body.size:
+            pieces = self._source.body(verified.digest, offset=offset, size=body.size)
+            try:
+                async for piece in pieces:
+                    offset += len(piece)
+                    cuts = 0
+                    backoff.reset()
+                    yield piece
+                if offset < body.size:
+                    raise UnavailableError("the sealed model was cut off", code="custodian.body")
+            except UnavailableError as error:
+                cuts += 1
+                if cuts > MAX_CUTS:
+                    raise
+                _log.warning("fetching goes on at byte %d: %s", offset, error)
+                await backoff.wait()
+
+    async def _unseal(
+        self, source: Source, verified: VerifiedManifest, content_key: bytes
+    ) -> OnnxModel:
+        guarded = _Cancellable(source)
+        self._progress.begin("unsealing", verified.manifest.plaintext_size)
+        work = asyncio.create_task(
+            asyncio.to_thread(self._unseal_in_thread, guarded, verified, content_key)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            guarded.cancel()
+            await asyncio.wait([work])
+            if work.exception() is None:
+                work.result().close()
+            raise
+
+    def _unseal_in_thread(
+        self, source: Source, verified: VerifiedManifest, content_key: bytes
+    ) -> OnnxModel:
+        manifest = verified.manifest
+        entry = b""
+
+        def allocate(file: FileEntry) -> memoryview:
+            nonlocal entry
+            if file.name != manifest.entry:
+                return anonymous_memory(file.size)
+            entry, view = writable_bytes(file.size)
+            return view
+
+        unsealed = unseal_into(
+            source, verified, content_key, allocate=allocate, progress=self._progress.at
+        )
+        try:
+            unsealed.confirm()
+            external = {
+                name: view for name, view in unsealed.files.items() if name != manifest.entry
+            }
+            return OnnxModel.load(
+                manifest, entry, external, intra_op_threads=self._intra_op_threads
+            )
+        finally:
+            external = {}
+            unsealed.wipe()
+
+
+def _write_all(stream: io.FileIO, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:  # a nearly full disk takes a part, and says so only the next time
+        rest = rest[stream.write(rest) :]
+
+
+class _Cancellable:
+    """A source that can be told, from another thread, to end with an error."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if isinstance(self._source, _Pipe):
+            self._source.fail(UnavailableError("loading was cancelled"))
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        if self._cancelled:
+            raise UnavailableError("loading was cancelled")
+        return self._source.readinto(buffer)
+
+
+class _Pipe:
+    """Pieces from the event loop, read by a thread like a file; an empty piece is the end."""
+
+    def __init__(self) -> None:
+        self._pieces: queue.Queue[bytes | Exception] = queue.Queue(PIPE_PIECES)
+        self._room = asyncio.Semaphore(PIPE_PIECES)
+        self._loop = asyncio.get_running_loop()
+        self._rest = memoryview(b"")
+
+    async def put(self, piece: bytes) -> None:
+        await self._room.acquire()
+        self._pieces.put_nowait(piece)
+
+    def fail(self, error: Exception) -> None:
+        """Let the reader raise *error* next."""
+        while True:
+            with contextlib.suppress(queue.Full):
+                self._pieces.put_nowait(error)
+                return
+            with contextlib.suppress(queue.Empty):
+                self._pieces.get_nowait()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if not self._rest:
+            piece = self._pieces.get()
+            self._loop.call_soon_threadsafe(self._room.release)
+            if isinstance(piece, Exception):
+                raise piece
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

@@ -1,0 +1,183 @@
+"""
+ONNX models on onnxruntime, loaded from memory only.
+
+Rule 1: nothing of the model touches a disk: the entry file goes in as bytes, external data by
+        `add_external_initializers_from_files_in_memory`, which also takes models over 2 GB.
+Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a failure names its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from aigovtool.errors import (
+    AIGovToolError,
+    BadTensorError,
+    MalformedError,
+    UnavailableError,
+    VerificationError,
+)
+from aigovtool.sealing.manifest import SealedManifest
+from aigovtool.wire.oip import ModelMetadata, TensorSignature
+from aigovtool.wire.tensors import BYTES, Array
+
+PLATFORM = "onnx_onnxv1"  # as other servers of the protocol name it
+_LOG_FATAL = 4
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+class OnnxRun:
+    """One run of a session. Its options are its own, so that it can be terminated alone."""
+
+    __slots__ = ("_options", "_session")
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._options = ort.RunOptions()
+
+    def execute(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        try:
+            arrays = self._session.run(list(outputs), inputs, self._options)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base (Rule 2)
+            raise self._explain(error) from None
+        return {
+            name: _from_strings(name, array) for name, array in zip(outputs, arrays, strict=True)
+        }
+
+    def terminate(self) -> None:
+        self._options.terminate = True
+
+    def _explain(self, error: Exception) -> AIGovToolError:
+        if self._options.terminate:
+            return UnavailableError("the computation was ended", code="query.terminated")
+        return BadTensorError(
+            "the model cannot compute with these tensors",
+            code="bad_tensor.compute",
+            came=type(error).__name__,
+        )
+
+
+class OnnxModel:
+    """A session, and the tensors of its model as the signed manifest gives them."""
+
+    def __init__(self, session: ort.InferenceSession, manifest: SealedManifest) -> None:
+        self._session: ort.InferenceSession | None = session
+        self.metadata = ModelMetadata(
+            name=manifest.name,
+            versions=(manifest.version,),
+            platform=PLATFORM,
+            inputs=_signatures(manifest.signature.inputs),
+            outputs=_signatures(manifest.signature.outputs),
+        )
+        self._texts = [one.name for one in self.metadata.inputs if one.datatype == BYTES]
+
+    @classmethod
+    def load(
+        cls,
+        manifest: SealedManifest,
+        entry: bytes,
+        external: Mapping[str, memoryview],
+        *,
+        intra_op_threads: int,
+    ) -> OnnxModel:
+        """
+        Load a model. The runtime copies what it needs, so the memory may be wiped afterwards.
+
+        Args:
+            entry: the manifest's entry file.
+            external: its other files, by the names under which the entry file refers to them.
+            intra_op_threads: 0 for the runtime's own choice.
+
+        Raises:
+            MalformedError: not a model that this runtime can run.
+            VerificationError: its tensors are not those of the manifest.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_FATAL
+        options.intra_op_num_threads = intra_op_threads
+        try:
+            if external:
+                options.add_external_initializers_from_files_in_memory(
+                    list(external), list(external.values()), [len(x) for x in external.values()]
+                )
+            session = ort.InferenceSession(entry, options, providers=_PROVIDERS, enable_fallback=0)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base (Rule 2)
+            raise MalformedError(
+                "onnxruntime cannot load the model",
+                code="model.load",
+                came=type(error).__name__,
+                mend="seal a model that this version of onnxruntime loads",
+            ) from None
+        session._model_bytes = None  # it keeps the whole file, for a fallback that we refuse
+        model = cls(session, manifest)
+        model._check(session)
+        return model
+
+    def prepare(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        if not self._texts:
+            return inputs
+        prepared = dict(inputs)
+        for name in self._texts:
+            prepared[name] = _to_strings(name, inputs[name])
+        return prepared
+
+    def new_run(self) -> OnnxRun:
+        if self._session is None:
+            raise UnavailableError("the model is not loaded")
+        return OnnxRun(self._session)
+
+    def close(self) -> None:
+        self._session = None
+
+    def _check(self, session: ort.InferenceSession) -> None:
+        for side, ours, theirs in (
+            ("inputs", self.metadata.inputs, session.get_inputs()),
+            ("outputs", self.metadata.outputs, session.get_outputs()),
+        ):
+            if [one.name for one in ours] != [one.name for one in theirs]:
+                raise VerificationError(
+                    f"the model's {side} are not those of its manifest",
+                    code="model.signature",
+                    expected=", ".join(one.name for one in ours),
+                    came=", ".join(str(one.name) for one in theirs),
+                )
+
+
+def _signatures(specs: Sequence[Any]) -> tuple[TensorSignature, ...]:
+    return tuple(
+        TensorSignature(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs
+    )
+
+
+def _to_strings(name: str, array: Array) -> Array:
+    """onnxruntime's strings are Unicode; the protocol's ``BYTES`` are any bytes."""
+    try:
+        texts = [element.decode() for element in array.flat]
+    except UnicodeDecodeError:
+        raise BadTensorError(
+            f"the tensor {name!r} holds bytes that are not UTF-8, which this model needs",
+            code="bad_tensor.text",
+        ) from None
+    return _objects(texts, array.shape)
+
+
+def _from_strings(name: str, array: Any) -> Array:
+    if not isinstance(array, np.ndarray):
+        raise BadTensorError(
+            f"the output {name!r} is not a tensor, and cannot be sent",
+            code="bad_tensor.output",
+            came=type(array).__name__,
+        )
+    if array.dtype != object:
+        return array
+    return _objects([element.encode() for element in array.flat], array.shape)
+
+
+def _objects(elements: list[Any], shape: Sequence[int]) -> Array:
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array.reshape(shape)
