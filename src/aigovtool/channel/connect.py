@@ -29,7 +29,7 @@ from aigovtool.channel.http1 import Connection, PeerChanged, Request, Response, 
 from aigovtool.channel.judge import VerifiedEnclave, judge_enclave
 from aigovtool.clock import Clock
 from aigovtool.crypto.tls import pinned_client_context
-from aigovtool.errors import VerificationError
+from aigovtool.errors import ConfigurationError, VerificationError
 
 JUDGEMENT_LIFE_S = 3600.0
 MAX_CONNECTIONS = 64  # a query that waits for credits holds one
@@ -61,6 +61,7 @@ class AttestedChannel:
         self._judging = asyncio.Lock()
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
         self._busy: set[Connection] = set()
+        self.closed = False
 
     @property
     def enclave(self) -> VerifiedEnclave:
@@ -96,26 +97,30 @@ class AttestedChannel:
                 yield pin.enclave, response
             finally:
                 self._busy.discard(connection)
-                if connection.reusable and pin is self._pin:
+                if connection.reusable and pin is self._pin and not self.closed:
                     connection.idle_since_s = self._clock.monotonic_s()
                     pin.idle.append(connection)
                 else:
                     await connection.close()
 
     async def aclose(self) -> None:
-        """Close every connection; requests under way fail."""
+        """Close every connection for good; requests under way fail."""
+        self.closed = True
         for connection in (*self._pin.idle, *self._busy):
             await connection.close()
         self._pin.idle.clear()
 
     async def _connect(self) -> tuple[_Pin, Connection]:
+        if self.closed:
+            raise ConfigurationError("the client is closed", code="channel.closed")
         pin = self._pin
         now_s = self._clock.monotonic_s()
         if now_s >= pin.good_until_s:
             pin = await self._renew(pin)
         while pin.idle:
             connection = pin.idle.pop()
-            if connection.reusable and now_s - connection.idle_since_s < IDLE_LIFE_S:
+            fresh = now_s - connection.idle_since_s < IDLE_LIFE_S
+            if fresh and connection.reusable and connection.silent:
                 return pin, connection
             await connection.close()
         try:

@@ -15,6 +15,7 @@ Rule 3: bodies stream both ways with bounded memory, and heads are bounded.
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
@@ -259,6 +260,17 @@ class Connection(asyncio.Protocol):
             and (self._sender is None or self._sender.done())
             and (response is None or (response.complete and response.keep_alive))
         )
+
+    @property
+    def silent(self) -> bool:
+        """
+        Whether nothing waits to be read: on an idle connection that would be its end, which the
+        event loop has not seen yet, and a request sent into it would be lost.
+        """
+        assert self._transport is not None
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     def peer_certificate(self) -> bytes | None:
         """Return the peer's certificate as DER."""

@@ -233,7 +233,7 @@ class AsyncClient:
         try:
             enclave, response, answer = await self._exchange(make, limit, hold_s)
         except ConnectionLostError:
-            if asked is None:
+            if asked is None or self._channel.closed:
                 raise
             enclave, response, answer = await self._exchange(make, limit, hold_s)
         receipt = verify_receipt(response.header(_RECEIPT), enclave)
