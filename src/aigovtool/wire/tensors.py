@@ -206,31 +206,6 @@ def _octets(name: str, array: Array) -> list[bytes]:
         ) from None
 
 
-def as_text(name: str, array: Array) -> Array:
-    """
-    Return a BYTES tensor with elements of `str`, which onnxruntime takes; others are as they are.
-
-    It would take `bytes` too, and silently hand the model their Python spelling, ``b'…'``.
-
-    Raises:
-        BadTensorError: an element is not UTF-8.
-    """
-    if datatype_of(name, array) != BYTES:
-        return array
-    return np.array(_texts(name, array), object).reshape(array.shape)
-
-
-def _texts(name: str, array: Array) -> list[str]:
-    try:
-        return [element.decode() for element in _octets(name, array)]
-    except UnicodeDecodeError:
-        raise BadTensorError(
-            f"tensor {name!r} is not UTF-8 text",
-            code="bad_tensor.not_text",
-            mend='JSON cannot carry it: send binary data, or ask for it with "binary_data": true',
-        ) from None
-
-
 # --- JSON ------------------------------------------------------------------------------------
 
 
@@ -287,7 +262,14 @@ def to_json(name: str, array: Array) -> list[Any]:
     if datatype_of(name, array) != BYTES:
         values: list[Any] = array.ravel().tolist()
         return values
-    return _texts(name, array)
+    try:
+        return [element.decode() for element in _octets(name, array)]
+    except UnicodeDecodeError:
+        raise BadTensorError(
+            f"tensor {name!r} is not UTF-8 text",
+            code="bad_tensor.not_text",
+            mend='JSON cannot carry it: send binary data, or ask for it with "binary_data": true',
+        ) from None
 
 
 @lru_cache(maxsize=len(DTYPES) * (MAX_RANK + 1))
