@@ -216,6 +216,10 @@ def test_a_name_that_is_not_text_is_malformed() -> None:
         assert unreadable != der(LEAF)
         with pytest.raises(MalformedError):
             load_certificates(unreadable, what="leaf")
+        # Whoever loads a certificate in another way can still be told which one is wrong.
+        odd = x509.load_der_x509_certificate(unreadable)
+        assert common_name(odd) == ("" if name == b"leaf" else "leaf")
+        assert refusal(odd, CA, ROOT) == "certificate.signature"
 
 
 def test_names_in_messages_are_bounded() -> None:

@@ -25,7 +25,6 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from aigovtool.errors import MalformedError, VerificationError
@@ -51,8 +50,9 @@ _UNREADABLE = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
-    # What `cryptography` will refuse one day; where warnings are errors, that day has come.
-    CryptographyDeprecationWarning,
+    # What `cryptography` only warns of: a serial number of 0, a country of seven letters. Where
+    # warnings are errors, such a certificate is malformed like any other.
+    UserWarning,
 )
 _PEM_MARK = b"-----BEGIN"
 _T = TypeVar("_T", bound=x509.ExtensionType)
@@ -253,8 +253,15 @@ def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) 
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """Return the subject's first common name, cut to `MAX_COMMON_NAME`; empty without one."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    """
+    Return the subject's first common name, cut to `MAX_COMMON_NAME`.
+
+    Empty when there is none or the name cannot be read, because messages are made of it.
+    """
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except _UNREADABLE:
+        return ""
     return str(names[0].value)[:MAX_COMMON_NAME] if names else ""
 
 
