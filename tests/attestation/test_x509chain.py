@@ -175,10 +175,7 @@ def test_a_key_of_a_kind_that_no_vendor_uses(key: Any) -> None:
 
 def test_a_flipped_byte_in_a_certificate() -> None:
     whole = der(LEAF)
-    # How many bits of the signature's last byte do not count is neither signed nor checked by
-    # `cryptography`; it changes nothing of what the certificate says.
-    unused_bits = len(whole) - len(LEAF.signature) - 1
-    for position in set(range(len(whole))) - {unused_bits}:
+    for position in range(len(whole)):
         data = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
         with pytest.raises((MalformedError, VerificationError)):
             verify_chain(
@@ -281,6 +278,7 @@ class TestRevokedSerials:
     def test_in_a_changed_list(self) -> None:
         whole = crl("root", ROOT_KEY, revoked=(5,))
         signature = x509.load_der_x509_crl(whole).signature
+        # How many bits of the signature do not count is not signed, and says nothing.
         for position in set(range(len(whole))) - {len(whole) - len(signature) - 1}:
             data = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
             with pytest.raises((MalformedError, VerificationError)):

@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from aigovtool.errors import MalformedError, VerificationError
@@ -78,6 +79,10 @@ def load_certificates(data: bytes, *, what: str) -> list[x509.Certificate]:
             # Names are decoded when first read: here a bad one is malformed, later a surprise.
             certificate.subject.public_bytes()
             certificate.issuer.public_bytes()
+            # The one byte that is neither signed nor checked by `cryptography`: how many bits of
+            # the signature do not count. With it, a certificate has one encoding.
+            if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1]:
+                raise ValueError("a signature that is not whole bytes")
     except _UNREADABLE as error:
         raise MalformedError(
             f"{what} cannot be read as X.509", code="certificate.malformed"
