@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 
 import pytest
 
+from aigovtool.attestation.azure import verify as azure
+from aigovtool.attestation.dcap.collateral import documents_from_json
+from aigovtool.attestation.dcap.verify import QUOTE
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.nvidia import verify as nvidia
+from aigovtool.attestation.snp import verify as snp
 from aigovtool.attestation.tpm2 import verify as tpm2
 from tests.shared_data import ROOT, shared
 
@@ -89,6 +93,47 @@ def nvidia_parts(case: Case) -> tuple[Evidence, Endorsements]:
         Evidence(tee=Tee.NVIDIA, documents=documents),
         Endorsements(tee=Tee.NVIDIA, documents=endorsements),
     )
+
+
+def azure_parts(case: Case) -> tuple[Evidence, Endorsements]:
+    files = case.vector["files"]
+    tee = Tee(case.vector["id"].split("/")[0])
+    documents = {
+        name: case.file(files[name])
+        for name in (azure.HCL_REPORT, azure.TPM_QUOTE, azure.TPM_SIGNATURE, azure.TPM_PCRS)
+    }
+    endorsements = {}
+    for name, key in (
+        (snp.VCEK, "vcek"),
+        (snp.CA_CHAIN, "ca_chain"),
+        (tpm2.AK_CERTIFICATE, "ak_cert"),
+        (tpm2.AK_INTERMEDIATES, "ak_intermediates"),
+    ):
+        if key in files:
+            endorsements[name] = case.file(files[key])
+    if tee is Tee.AZURE_TDX:
+        documents[QUOTE] = case.file(files["quote"])
+        endorsements |= collateral(case)
+    return (
+        Evidence(tee=tee, documents=documents),
+        Endorsements(tee=tee, documents=endorsements),
+    )
+
+
+def composite_parts(case: Case) -> tuple[Evidence, Endorsements]:
+    evidence, endorsements = nvidia_parts(case)
+    documents = {f"nvidia.{name}": body for name, body in evidence.documents.items()}
+    documents[f"tdx.{QUOTE}"] = case.file(case.vector["files"]["quote"])
+    endorsed = {f"nvidia.{name}": body for name, body in endorsements.documents.items()}
+    endorsed |= {f"tdx.{name}": body for name, body in collateral(case).items()}
+    return (
+        Evidence(tee=Tee.COMPOSITE, documents=documents),
+        Endorsements(tee=Tee.COMPOSITE, documents=endorsed),
+    )
+
+
+def collateral(case: Case) -> dict[str, bytes]:
+    return documents_from_json(case.file(case.case["collateral"]))
 
 
 P = TypeVar("P", Evidence, Endorsements)

@@ -1,0 +1,1 @@
+"""Azure confidential VMs: a hardware report for the paravisor, whose vTPM speaks for the guest."""
