@@ -1,0 +1,1 @@
+"""The ledger's rows behind one interface; `base` says what every store promises."""

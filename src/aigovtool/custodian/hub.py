@@ -1,0 +1,129 @@
+"""
+Pushes from the ledger's threads to the control connections of this process.
+
+Rule 1: `publish` may be called from any thread, never waits, and keeps the order.
+Rule 2: a connection that cannot keep up is dropped: on its return it is told the state of things
+        whole, so nothing is lost by it.
+Rule 3: a session has one connection at a time. Another one waits until the first is dead; it is
+        pinged, so that it is known within seconds. Two that live at once would be clones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from aigovtool.custodian.ledger import Push
+from aigovtool.errors import UnavailableError
+from aigovtool.ids import LoanId, SessionId
+from aigovtool.wire.control import FromCustodian
+
+MAX_WAITING_PUSHES = 256
+TAKEOVER_WAIT_S = 8.0  # longer than a dead connection goes unnoticed, shorter than a peer waits
+
+
+class Connection:
+    """What one control connection is to send; `None` closes it."""
+
+    def __init__(self, session: SessionId, loan: LoanId) -> None:
+        self.session = session
+        self.loan = loan
+        self.outgoing: asyncio.Queue[FromCustodian | None] = asyncio.Queue()
+        self.gone = asyncio.Event()
+
+    def send(self, message: FromCustodian | None) -> None:
+        """Queue a message, or the end; on the event loop only."""
+        if self.outgoing.qsize() >= MAX_WAITING_PUSHES:
+            message = None
+        self.outgoing.put_nowait(message)
+
+
+class Hub:
+    """The control connections of this process, and who watches the ledger."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: dict[SessionId, Connection] = {}
+        self._of_loan: dict[LoanId, dict[SessionId, Connection]] = {}
+        self._watchers: set[asyncio.Event] = set()
+
+    def start(self) -> None:
+        """Belong to the running event loop; until then pushes have nobody to go to."""
+        self._loop = asyncio.get_running_loop()
+
+    def publish(self, push: Push) -> None:
+        """Send to whom the push is for; from any thread."""
+        self._soon(lambda: self._deliver(push))
+
+    def changed(self) -> None:
+        """Wake whoever watches; from any thread."""
+        if self._watchers:
+            self._soon(self._wake)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is connected
+                self._loop.call_soon_threadsafe(call)
+
+    def _deliver(self, push: Push) -> None:
+        for connection in list(self._of_loan.get(push.loan, {}).values()):
+            if connection.session != push.but and push.only in (None, connection.session):
+                connection.send(push.message)
+                if push.ends:
+                    connection.send(None)
+
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            watcher.set()
+
+    @property
+    def connected(self) -> int:
+        """How many sessions are connected."""
+        return len(self._connections)
+
+    def send_all(self, message: FromCustodian) -> None:
+        """Send to every session; on the event loop only."""
+        for connection in list(self._connections.values()):
+            connection.send(message)
+
+    def close_all(self) -> None:
+        """End every connection; on the event loop only."""
+        for connection in list(self._connections.values()):
+            connection.send(None)
+
+    @contextlib.asynccontextmanager
+    async def connection(self, session: SessionId, loan: LoanId) -> AsyncIterator[Connection]:
+        """
+        Be the connection of *session* for the length of the block.
+
+        Raises:
+            UnavailableError: another one is alive.
+        """
+        try:
+            async with asyncio.timeout(TAKEOVER_WAIT_S):
+                while (other := self._connections.get(session)) is not None:
+                    await other.gone.wait()
+        except TimeoutError:
+            raise UnavailableError(
+                "this session is connected already", code="control.connected"
+            ) from None
+        mine = Connection(session, loan)
+        self._connections[session] = mine
+        self._of_loan.setdefault(loan, {})[session] = mine
+        try:
+            yield mine
+        finally:
+            del self._connections[session]
+            del self._of_loan[loan][session]
+            mine.gone.set()
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[asyncio.Event]:
+        """Lend an event that is set whenever the ledger has changed."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            yield event
+        finally:
+            self._watchers.discard(event)

@@ -1,0 +1,255 @@
+"""
+Reports: settle what is closed, lease what is wanted, in one decision.
+
+Rule 1: reports of a session are numbered one by one. The last number again, with the same report,
+        gives the same answer and grants nothing; any other number is a conflict.
+Rule 2: settlements are applied before a lease is granted, in the same transaction.
+Rule 3: a lease is granted only under an active loan, to a live session.
+Rule 4: a report that an attested enclave would never send ends its session; what it holds is
+        charged unless it settles properly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.custodian import budget, statements
+from aigovtool.custodian.ledger import Entry, Ledger, is_active, loan_of, session_of
+from aigovtool.custodian.lifecycle import SessionState
+from aigovtool.custodian.records import LeaseRow, Loan, Session
+from aigovtool.custodian.sessions import end_session
+from aigovtool.custodian.settling import Books, OpenedSettlement, open_settlements
+from aigovtool.errors import (
+    AIGovToolError,
+    ConflictError,
+    MalformedError,
+    RefusedError,
+    VerificationError,
+)
+from aigovtool.ids import ConsumerId, LeaseId, SessionId, new_id, sha256
+from aigovtool.wire.codec import Message, decode, encode
+from aigovtool.wire.control import CreditsFreed, Lease, Report, ReportAnswer, Want
+
+MAX_OPEN_LEASES = 256  # of one session, not settled: more than any enclave that settles holds
+_MISBEHAVIOUR = (MalformedError, VerificationError, RefusedError, ConflictError)
+
+
+class Decision(Message, frozen=True, kw_only=True):
+    """What was decided on a report: its answer, but for the statement, which is signed anew."""
+
+    settled: tuple[LeaseId, ...]
+    lease: Lease | None
+    left: int
+    leased_elsewhere: int
+    consumer_left: dict[ConsumerId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A `Want` that was read: in all, and for each consumer with a budget of its own."""
+
+    credits: int
+    budgeted: Mapping[ConsumerId, int]
+
+    @property
+    def unbudgeted(self) -> int:
+        return self.credits - sum(self.budgeted.values())
+
+
+class Leasing:
+    """Answers the reports of sessions."""
+
+    def __init__(self, *, ledger: Ledger, key: SigningKey) -> None:
+        self._ledger = ledger
+        self._key = key
+
+    def report(self, session_id: SessionId, report: Report) -> ReportAnswer:
+        """
+        Apply *report* once and answer it.
+
+        Raises:
+            MalformedError, VerificationError, RefusedError, ConflictError: a report that an
+                attested enclave would not send; nothing of it was applied, an event says so,
+                and the session has ended.
+            UnavailableError: it may have been applied or not; the same report again is answered.
+        """
+        try:
+            return self._report(session_id, report)
+        except _MISBEHAVIOUR as error:
+            self._refuse(session_id, report, error)
+            raise
+
+    def _report(self, session_id: SessionId, report: Report) -> ReportAnswer:
+        digest = sha256(encode(report))
+        with self._ledger.read() as tx:
+            known = session_of(tx, session_id)
+        # signatures are checked before the ledger is held
+        opened = open_settlements(report.settlements, known)
+        with self._ledger.write() as entry:
+            session = session_of(entry.tx, session_id)
+            loan = loan_of(entry.tx, session.loan)
+            if report.number == session.last_report and digest == session.report_sha256:
+                decision = decode(session.decision, Decision)
+            else:
+                decision = self._decide(entry, session, loan, report, opened)
+                entry.tx.set_session_report(session_id, report.number, digest, encode(decision))
+            now = entry.now
+        statement = statements.state(
+            session,
+            loan,
+            lease=None if decision.lease is None else decision.lease.lease,
+            left=decision.left,
+            now=now,
+            key=self._key,
+        )
+        return ReportAnswer(
+            number=report.number,
+            settled=decision.settled,
+            lease=decision.lease,
+            left=decision.left,
+            leased_elsewhere=decision.leased_elsewhere,
+            consumer_left=decision.consumer_left,
+            statement=statement,
+        )
+
+    def _decide(
+        self,
+        entry: Entry,
+        session: Session,
+        loan: Loan,
+        report: Report,
+        opened: list[OpenedSettlement],
+    ) -> Decision:
+        if report.number != session.last_report + 1:
+            raise ConflictError(
+                "a report out of order",
+                code="report.number",
+                expected=f"number {session.last_report + 1}, or {session.last_report} repeated",
+                came=f"number {report.number}",
+            )
+        books = Books(entry, loan)
+        actor = session.session
+        settled = tuple(books.settle(each, session, actor=actor) for each in opened)
+        row = None
+        if report.want is not None:
+            wish = _read_want(report.want, books)
+            if session.state is SessionState.LIVE and is_active(loan, entry.now):
+                row = self._lease(
+                    entry, session, loan, number=report.number, wish=wish, books=books
+                )
+        books.write()
+        if books.freed:
+            entry.push(loan.loan, CreditsFreed(left=books.account.left), but=session.session)
+        _, own_credits, _ = entry.tx.open_of_session(session.session)
+        return Decision(
+            settled=settled,
+            lease=None
+            if row is None
+            else Lease(
+                lease=row.lease,
+                credits=row.credits,
+                caps=dict(row.caps),
+                duration_s=row.duration_s,
+            ),
+            left=books.account.left,
+            leased_elsewhere=books.account.leased - own_credits,
+            consumer_left={
+                consumer.consumer: consumer.account.left
+                for consumer in books.known.values()
+                if consumer.budgeted
+            },
+        )
+
+    def _lease(
+        self,
+        entry: Entry,
+        session: Session,
+        loan: Loan,
+        *,
+        number: int,
+        wish: _Wish,
+        books: Books,
+    ) -> LeaseRow | None:
+        open_leases, _, _ = entry.tx.open_of_session(session.session)
+        if open_leases >= MAX_OPEN_LEASES:
+            return None
+        sessions = entry.tx.count_connected_sessions(loan.loan)
+        limit = loan.terms.max_lease_credits
+        credits = budget.block(wish.credits, books.account.left, sessions, limit)
+        caps: dict[ConsumerId, int] = {}
+        for consumer, wanted in wish.budgeted.items():
+            left = books.consumer(consumer).account.left
+            cap = budget.block(wanted, left, sessions, credits)
+            if cap:
+                caps[consumer] = cap
+        # what only budgeted consumers may use must not exceed what they have
+        credits = min(credits, wish.unbudgeted + sum(caps.values()))
+        if credits < 1:
+            return None
+        caps = {consumer: min(cap, credits) for consumer, cap in caps.items()}
+        row = LeaseRow(
+            lease=LeaseId(new_id("lease")),
+            session=session.session,
+            loan=loan.loan,
+            number=number,
+            credits=credits,
+            duration_s=loan.terms.lease_duration_s,
+            granted=entry.now,
+            expires=entry.now + timedelta(seconds=loan.terms.lease_duration_s),
+            caps=caps,
+        )
+        books.lease(row)
+        entry.event(
+            "lease.granted",
+            actor=session.session,
+            loan=loan.loan,
+            session=session.session,
+            lease=row.lease,
+            credits=row.credits,
+            caps=caps,
+            left=books.account.left,
+        )
+        return row
+
+    def _refuse(self, session_id: SessionId, report: Report, error: AIGovToolError) -> None:
+        with self._ledger.write() as entry:
+            session = entry.tx.session(session_id)
+            if session is None:
+                return
+            entry.event(
+                "report.refused",
+                actor=session_id,
+                loan=session.loan,
+                session=session_id,
+                number=report.number,
+                reasons=[str(reason) for reason in error.reasons],
+                codes=[reason.code for reason in error.reasons],
+            )
+            if session.state is not SessionState.ENDED:
+                end_session(entry, session, f"it sent a report that was refused: {error}")
+
+
+def _read_want(want: Want, books: Books) -> _Wish:
+    """
+    Read a wish: `credits` in all, those of `by_consumer` among them.
+
+    Consumers that are blocked get nothing, and those without a budget of their own need no cap.
+
+    Raises:
+        MalformedError: a negative wish.
+    """
+    if want.credits < 0 or min(want.by_consumer.values(), default=0) < 0:
+        raise MalformedError("a wish for less than nothing", code="report.want")
+    budgeted: dict[ConsumerId, int] = {}
+    refused = 0
+    for consumer_id, credits in want.by_consumer.items():
+        consumer = books.consumer(consumer_id)
+        if consumer.blocked:
+            refused += credits
+        elif consumer.budgeted:
+            budgeted[consumer_id] = credits
+    total = max(want.credits - refused, sum(budgeted.values()))
+    return _Wish(credits=total, budgeted=budgeted)

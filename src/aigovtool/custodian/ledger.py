@@ -1,0 +1,205 @@
+"""
+Decide, record, act: how every decision of the custodian is made.
+
+Rule 1: a decision is one `write` block. What it changes and the event that says so commit together.
+Rule 2: what it wants told to enclaves is told after the commit, before the next decision begins, so
+        that pushes arrive in the order of the ledger.
+Rule 3: time is read once, when the decision begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from aigovtool.clock import Clock
+from aigovtool.custodian.lifecycle import LoanState, state_at
+from aigovtool.custodian.records import Consumer, LeaseRow, Loan, Session
+from aigovtool.custodian.store.base import Reading, Store, Writing
+from aigovtool.errors import ConflictError, NotFoundError
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.control import FromCustodian, RosterChanged
+from aigovtool.wire.enrolment import RosterEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """
+    A message to enclaves of *loan*: to all of them, to `only` one, or to all `but` one.
+
+    With `ends` the session's control connection is closed after it.
+    """
+
+    loan: LoanId
+    message: FromCustodian
+    only: SessionId | None = None
+    but: SessionId | None = None
+    ends: bool = False
+
+
+class Publisher(Protocol):
+    """Takes pushes from any thread; never waits and never fails."""
+
+    def publish(self, push: Push) -> None: ...
+
+    def changed(self) -> None:
+        """Something was committed; whoever watches may look."""
+        ...
+
+
+class Entry:
+    """One decision being made: the ledger's rows, the time, its events and pushes."""
+
+    __slots__ = ("now", "pushes", "tx")
+
+    def __init__(self, tx: Writing, now: datetime) -> None:
+        self.tx = tx
+        self.now = now
+        self.pushes: list[Push] = []
+
+    def event(
+        self,
+        kind: str,
+        *,
+        actor: str,
+        loan: LoanId | None = None,
+        session: SessionId | None = None,
+        consumer: ConsumerId | None = None,
+        lease: LeaseId | None = None,
+        **detail: Any,
+    ) -> None:
+        """Append an event; *detail* is written as JSON and holds no secret."""
+        self.tx.insert_event(
+            time=self.now,
+            kind=kind,
+            actor=actor,
+            loan=loan,
+            session=session,
+            consumer=consumer,
+            lease=lease,
+            detail=msgspec.json.encode(detail),
+        )
+
+    def push(
+        self,
+        loan: LoanId,
+        message: FromCustodian,
+        *,
+        only: SessionId | None = None,
+        but: SessionId | None = None,
+        ends: bool = False,
+    ) -> None:
+        """Tell enclaves of *loan*, once this decision is durable."""
+        self.pushes.append(Push(loan=loan, message=message, only=only, but=but, ends=ends))
+
+    def push_roster(self, loan: LoanId) -> None:
+        """Tell the enclaves of *loan* who its consumers now are."""
+        self.push(loan, RosterChanged(roster=roster_of(self.tx, loan)))
+
+
+class Ledger:
+    """The store, the clock, and who is told."""
+
+    def __init__(self, *, store: Store, clock: Clock, publisher: Publisher) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._deciding = threading.Lock()
+        self.clock = clock
+
+    def read(self) -> AbstractContextManager[Reading]:
+        """Lend a consistent view as of now."""
+        return self._store.read()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Entry]:
+        """Lend an `Entry` for one decision, which is durable when the block has ended."""
+        with self._deciding:
+            with self._store.write() as tx:
+                entry = Entry(tx, self.clock.now())
+                yield entry
+            for push in entry.pushes:
+                self._publisher.publish(push)
+            self._publisher.changed()
+
+
+def loan_of(tx: Reading, loan: LoanId) -> Loan:
+    """Return the loan; raises NotFoundError."""
+    found = tx.loan(loan)
+    if found is None:
+        raise NotFoundError(f"there is no loan {loan!r}", mend="aigovtool custodian loan list")
+    return found
+
+
+def consumer_of(tx: Reading, consumer: ConsumerId) -> Consumer:
+    """Return the consumer; raises NotFoundError."""
+    found = tx.consumer(consumer)
+    if found is None:
+        raise NotFoundError(
+            f"there is no consumer {consumer!r}", mend="aigovtool custodian consumer list"
+        )
+    return found
+
+
+def session_of(tx: Reading, session: SessionId) -> Session:
+    """Return the session; raises NotFoundError."""
+    found = tx.session(session)
+    if found is None:
+        raise NotFoundError(
+            f"there is no session {session!r}", mend="aigovtool custodian session list"
+        )
+    return found
+
+
+def lease_of(tx: Reading, lease: LeaseId) -> LeaseRow:
+    """Return the lease; raises NotFoundError."""
+    found = tx.lease(lease)
+    if found is None:
+        raise NotFoundError(f"there is no lease {lease!r}", mend="aigovtool custodian lease list")
+    return found
+
+
+def only_loan(tx: Reading) -> LoanId:
+    """
+    Return the loan that is meant when none is named: the only one that is not closed.
+
+    Raises:
+        NotFoundError: there is none.
+        ConflictError: there are several.
+    """
+    open_loans = [loan for loan in tx.loans() if loan.state is not LoanState.CLOSED]
+    if not open_loans:
+        raise NotFoundError("there is no loan", mend="aigovtool custodian loan create")
+    if len(open_loans) > 1:
+        raise ConflictError(
+            "there are several loans; name one",
+            code="loan.several",
+            expected="one of " + ", ".join(loan.loan for loan in open_loans[:8]),
+            mend="add --loan LOAN",
+        )
+    return open_loans[0].loan
+
+
+def is_active(loan: Loan, now: datetime) -> bool:
+    """Whether keys and leases may be given under *loan* now."""
+    return state_at(loan.state, loan.terms.expires, now) is LoanState.ACTIVE
+
+
+def roster_of(tx: Reading, loan: LoanId) -> tuple[RosterEntry, ...]:
+    """Return the consumers of *loan* as its enclaves may know them."""
+    return tuple(
+        RosterEntry(
+            consumer=consumer.consumer,
+            api_key_sha256=consumer.key_sha256,
+            blocked=consumer.blocked,
+            budgeted=consumer.budgeted,
+            left=consumer.account.left if consumer.budgeted else None,
+        )
+        for consumer in tx.consumers_of_loan(loan)
+    )

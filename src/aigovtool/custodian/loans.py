@@ -1,0 +1,288 @@
+"""
+Loans and their consumers: made, stopped, resumed, closed, blocked, and the worst case of each.
+
+Rule 1: a change of state commits first and is pushed then; asking for the state that a loan has
+        already changes nothing and pushes again, so that a doubtful stop can be repeated.
+Rule 2: tokens and keys are returned once, when they are made, and kept as hashes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Generic, TypeVar
+
+from aigovtool.attestation.policy import parse_policy
+from aigovtool.custodian.budget import Account, grant
+from aigovtool.custodian.ledger import Entry, Ledger, consumer_of, loan_of
+from aigovtool.custodian.lifecycle import LoanState, move_loan
+from aigovtool.custodian.records import Consumer, Exposure, GrantKind, GrantRow, Loan, LoanTerms
+from aigovtool.custodian.store.base import Reading
+from aigovtool.custodian.tokens import CONSUMER, TICKET, hash_token, new_token
+from aigovtool.errors import ConflictError, MalformedError, NotFoundError
+from aigovtool.ids import ConsumerId, LoanId, new_id
+from aigovtool.wire.control import LoanChanged
+
+MAX_NAME_CHARACTERS = 100
+MAX_LEASE_DURATION_S = 3600.0  # with longer leases "stop" would not mean much
+MAX_ENCLAVES = 10_000
+MAX_LEASE_CREDITS = 1_000_000_000
+MAX_SETTLE_GRACE_S = 86_400.0
+MAX_WIPE_AFTER_S = 30 * 86_400.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Generic[T]):
+    """What was made, and its secret, which is kept nowhere."""
+
+    row: T
+    secret: str
+
+
+class Loans:
+    """Makes loans and consumers, and changes what may be changed about them."""
+
+    def __init__(self, *, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def create(
+        self,
+        *,
+        name: str,
+        model: bytes,
+        policy: str,
+        terms: LoanTerms,
+        credits: int,
+        actor: str,
+    ) -> Made[Loan]:
+        """
+        Make a loan of the model with this digest; the secret is its ticket's token.
+
+        Args:
+            policy: text of the appraisal policy, TOML.
+            credits: the first grant; 0 for none.
+
+        Raises:
+            NotFoundError: no such model.
+            ConfigurationError: the policy cannot be used.
+            MalformedError: terms or credits out of bounds.
+            ConflictError: there is a loan of this name.
+        """
+        _check_name(name)
+        parse_policy(policy.encode())
+        with self._ledger.write() as entry:
+            _check_terms(terms, entry.now)
+            if entry.tx.model(model) is None:
+                raise NotFoundError(
+                    f"there is no model {model.hex()}", mend="aigovtool custodian model list"
+                )
+            if any(other.name == name for other in entry.tx.loans()):
+                raise ConflictError(
+                    f"there is a loan named {name!r} already", mend="choose another --name"
+                )
+            token = new_token(TICKET)
+            loan = Loan(
+                loan=LoanId(new_id("loan")),
+                name=name,
+                model=model,
+                state=LoanState.ACTIVE,
+                state_reason="",
+                terms=terms,
+                account=grant(Account(), credits) if credits else Account(),
+                token_sha256=hash_token(token),
+                created=entry.now,
+            )
+            entry.tx.insert_loan(loan, policy)
+            entry.event(
+                "loan.created",
+                actor=actor,
+                loan=loan.loan,
+                name=name,
+                model=model.hex(),
+                terms=terms,
+            )
+            if credits:
+                _first_grant(entry, loan.loan, None, credits, actor)
+            return Made(loan, token)
+
+    def stop(self, loan_id: LoanId, *, reason: str, actor: str) -> Loan:
+        """Stop a loan: its enclaves wipe the model; raises NotFoundError, ConflictError."""
+        return self._move(loan_id, LoanState.STOPPED, reason=reason, actor=actor)
+
+    def resume(self, loan_id: LoanId, *, actor: str) -> Loan:
+        """Let enclaves enrol again under a stopped loan; raises NotFoundError, ConflictError."""
+        return self._move(loan_id, LoanState.ACTIVE, reason="", actor=actor)
+
+    def close(self, loan_id: LoanId, *, reason: str, actor: str) -> Loan:
+        """End a loan for good; raises NotFoundError."""
+        return self._move(loan_id, LoanState.CLOSED, reason=reason, actor=actor)
+
+    def _move(self, loan_id: LoanId, to: LoanState, *, reason: str, actor: str) -> Loan:
+        with self._ledger.write() as entry:
+            loan = loan_of(entry.tx, loan_id)
+            if loan.state is not to:
+                move_loan(loan.state, to)
+                entry.tx.set_loan_state(loan_id, to, reason)
+                entry.event(
+                    "loan.resumed" if to is LoanState.ACTIVE else f"loan.{to}",
+                    actor=actor,
+                    loan=loan_id,
+                    reason=reason,
+                )
+            entry.push(loan_id, LoanChanged(state=to, reason=reason))
+            return loan_of(entry.tx, loan_id)
+
+    def new_ticket(self, loan_id: LoanId, *, actor: str) -> Made[Loan]:
+        """Replace the token of a loan's ticket; the old one opens nothing more."""
+        with self._ledger.write() as entry:
+            loan = loan_of(entry.tx, loan_id)
+            token = new_token(TICKET)
+            entry.tx.set_loan_token(loan_id, hash_token(token))
+            entry.event("loan.ticket_replaced", actor=actor, loan=loan_id)
+            return Made(loan, token)
+
+    def add_consumer(
+        self, loan_id: LoanId, *, name: str, budget: int | None, actor: str
+    ) -> Made[Consumer]:
+        """
+        Let a consumer query under a loan; the secret is its API key.
+
+        Args:
+            budget: credits of its own within the loan's, None to share the loan's.
+
+        Raises:
+            NotFoundError: no such loan.
+            MalformedError: a name or budget out of bounds.
+            ConflictError: the loan has a consumer of this name, or is closed.
+        """
+        _check_name(name)
+        if budget is not None and budget < 0:
+            raise MalformedError(
+                "a budget cannot be negative", expected="0 or more", came=str(budget)
+            )
+        with self._ledger.write() as entry:
+            loan = loan_of(entry.tx, loan_id)
+            if loan.state is LoanState.CLOSED:
+                raise ConflictError(f"the loan {loan_id} is closed", code="loan.over")
+            if any(other.name == name for other in entry.tx.consumers_of_loan(loan_id)):
+                raise ConflictError(
+                    f"the loan has a consumer named {name!r} already", mend="choose another --name"
+                )
+            key = new_token(CONSUMER)
+            consumer = Consumer(
+                consumer=ConsumerId(new_id("consumer")),
+                loan=loan_id,
+                name=name,
+                key_sha256=hash_token(key),
+                blocked=False,
+                blocked_reason="",
+                budgeted=budget is not None,
+                account=grant(Account(), budget) if budget else Account(),
+                used=0,
+                created=entry.now,
+            )
+            entry.tx.insert_consumer(consumer)
+            entry.event(
+                "consumer.created",
+                actor=actor,
+                loan=loan_id,
+                consumer=consumer.consumer,
+                name=name,
+                budgeted=consumer.budgeted,
+            )
+            if budget:
+                _first_grant(entry, loan_id, consumer.consumer, budget, actor)
+            entry.push_roster(loan_id)
+            return Made(consumer, key)
+
+    def block(self, consumer_id: ConsumerId, *, reason: str, actor: str) -> Consumer:
+        """Refuse a consumer from now on, wherever it asks; raises NotFoundError."""
+        return self._set_blocked(consumer_id, blocked=True, reason=reason, actor=actor)
+
+    def unblock(self, consumer_id: ConsumerId, *, actor: str) -> Consumer:
+        """Serve a consumer again; raises NotFoundError."""
+        return self._set_blocked(consumer_id, blocked=False, reason="", actor=actor)
+
+    def _set_blocked(
+        self, consumer_id: ConsumerId, *, blocked: bool, reason: str, actor: str
+    ) -> Consumer:
+        with self._ledger.write() as entry:
+            consumer = consumer_of(entry.tx, consumer_id)
+            if consumer.blocked != blocked:
+                entry.tx.set_consumer_blocked(consumer_id, blocked, reason)
+                entry.event(
+                    "consumer.blocked" if blocked else "consumer.unblocked",
+                    actor=actor,
+                    loan=consumer.loan,
+                    consumer=consumer_id,
+                    reason=reason,
+                )
+            entry.push_roster(consumer.loan)
+            return consumer_of(entry.tx, consumer_id)
+
+
+def exposure_of(tx: Reading, loan: LoanId, now: datetime) -> Exposure:
+    """Return what can still be used if the loan is stopped now."""
+    credits, last_end = tx.exposure(loan, now)
+    seconds = 0.0 if last_end is None else max(0.0, (last_end - now) / timedelta(seconds=1))
+    return Exposure(credits=credits, seconds=seconds)
+
+
+def _first_grant(
+    entry: Entry, loan: LoanId, consumer: ConsumerId | None, credits: int, actor: str
+) -> None:
+    entry.tx.insert_grant(
+        GrantRow(
+            loan=loan,
+            consumer=consumer,
+            credits=credits,
+            kind=GrantKind.GRANT,
+            reason="first grant",
+            actor=actor,
+            created=entry.now,
+        )
+    )
+    entry.event(
+        "credits.granted",
+        actor=actor,
+        loan=loan,
+        consumer=consumer,
+        credits=credits,
+        reason="first grant",
+    )
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable() or name != name.strip():
+        raise MalformedError(
+            "not a usable name",
+            code="name",
+            expected=f"1 to {MAX_NAME_CHARACTERS} printable characters",
+            came=ascii(name[:40]),
+        )
+
+
+def _check_terms(terms: LoanTerms, now: datetime) -> None:
+    for what, value, low, high in (
+        ("max_enclaves", terms.max_enclaves, 1, MAX_ENCLAVES),
+        ("max_lease_credits", terms.max_lease_credits, 1, MAX_LEASE_CREDITS),
+        ("lease_duration_s", terms.lease_duration_s, 0, MAX_LEASE_DURATION_S),
+        ("settle_grace_s", terms.settle_grace_s, 0, MAX_SETTLE_GRACE_S),
+        ("wipe_after_s", terms.wipe_after_s, 1, MAX_WIPE_AFTER_S),
+    ):
+        if not low <= value <= high:  # not a number fails too
+            raise MalformedError(
+                f"{what} is out of bounds",
+                code="loan.terms",
+                expected=f"{low} to {high}",
+                came=str(value),
+            )
+    if terms.expires is not None and terms.expires <= now:
+        raise MalformedError(
+            "the loan would have expired before it begins",
+            code="loan.terms",
+            expected=f"a time after {now.isoformat()}",
+            came=terms.expires.isoformat(),
+        )

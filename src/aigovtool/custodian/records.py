@@ -1,0 +1,283 @@
+"""
+What the ledger holds, row by row, in the narrowest types.
+
+All times are aware UTC; all credits are whole numbers; digests and hashes are 32 bytes. Tokens and
+API keys are here as hashes only, content keys only wrapped by the vault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from aigovtool.custodian.budget import Account
+from aigovtool.custodian.lifecycle import LoanState, SessionState
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.enrolment import Keys
+
+RequestId = NewType("RequestId", str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Custodian:
+    """Who this custodian is: its key, wrapped by the vault, and its self-signed certificate."""
+
+    public_key: bytes
+    wrapped_signing_key: bytes
+    certificate_pem: bytes
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """
+    A sealed model.
+
+    Args:
+        digest: the model digest, SHA-256 of the manifest's signed payload.
+        manifest: the signed manifest, exactly as signed.
+        wrapped_key: its content key, wrapped by the vault.
+        body_sha256: of the sealed body's file, for If-Range and for whoever keeps a copy.
+        source_sha256: of the plain entry file, by which an upload is recognised.
+    """
+
+    digest: bytes
+    name: str
+    version: str
+    manifest: bytes
+    wrapped_key: bytes
+    body_bytes: int
+    body_sha256: bytes
+    source_sha256: bytes
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoanTerms:
+    """
+    What was agreed for a loan.
+
+    Args:
+        max_enclaves: sessions that may live at one time.
+        max_lease_credits: the most that one lease may hold.
+        lease_duration_s: how long a lease lives; 0 authorises each query before it runs.
+        settle_grace_s: how long after its leases' end a silent session is waited for.
+        wipe_after_s: without contact for this long, an enclave wipes key and model.
+        expires: when the loan ends, or None.
+    """
+
+    max_enclaves: int = 16
+    max_lease_credits: int = 10_000
+    lease_duration_s: float = 5.0
+    settle_grace_s: float = 30.0
+    wipe_after_s: float = 3600.0
+    expires: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loan:
+    """One model lent to one borrower; `token_sha256` is of its ticket's token."""
+
+    loan: LoanId
+    name: str
+    model: bytes
+    state: LoanState
+    state_reason: str
+    terms: LoanTerms
+    account: Account
+    token_sha256: bytes
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """
+    Who may query under a loan.
+
+    Args:
+        budgeted: whether it has a budget of its own within the loan's; fixed when it is made.
+        account: that budget, all zero without one.
+        used: credits that settlements say it used, budgeted or not.
+    """
+
+    consumer: ConsumerId
+    loan: LoanId
+    name: str
+    key_sha256: bytes
+    blocked: bool
+    blocked_reason: str
+    budgeted: bool
+    account: Account
+    used: int
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """
+    One attested run of an enclave.
+
+    Args:
+        disconnected: since when it has no control connection, None while it has one.
+        last_report: number of the last report that was applied, 0 before the first.
+        report_sha256: of that report, to tell a repetition from another with its number.
+        decision: the answer that was decided on it, encoded.
+    """
+
+    session: SessionId
+    loan: LoanId
+    state: SessionState
+    keys: Keys
+    tee: str
+    measurement: str
+    software: str
+    opened: datetime
+    disconnected: datetime | None
+    ended: datetime | None
+    end_reason: str
+    last_report: int
+    report_sha256: bytes
+    decision: bytes
+
+
+class LeaseState(StrEnum):
+    """Whether a lease's use is known."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    FORFEITED = "forfeited"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRow:
+    """
+    A block of credits in the hands of one session.
+
+    Args:
+        number: of the report that asked for it.
+        caps: reserved from consumers' own budgets, by consumer.
+        used: as its settlement says, None before.
+        forfeited, refunded: when that happened, or None.
+    """
+
+    lease: LeaseId
+    session: SessionId
+    loan: LoanId
+    number: int
+    credits: int
+    duration_s: float
+    granted: datetime
+    expires: datetime
+    state: LeaseState = LeaseState.OPEN
+    used: int | None = None
+    forfeited: datetime | None = None
+    refunded: datetime | None = None
+    caps: Mapping[ConsumerId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettlementRow:
+    """The signed settlement of a lease, kept as it came."""
+
+    lease: LeaseId
+    used: int
+    by_consumer: Mapping[ConsumerId, int]
+    receipts: int
+    receipt_chain: bytes
+    payload: bytes
+    signature: bytes
+    received: datetime
+
+
+class GrantKind(StrEnum):
+    """Why credits were made."""
+
+    GRANT = "grant"
+    APPROVAL = "approval"
+    REFUND = "refund"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantRow:
+    """
+    Credits that were made, for a loan or, with `consumer`, for that consumer's own budget.
+
+    `key` is the idempotency key of the call that made them, None when it had none.
+    """
+
+    loan: LoanId
+    consumer: ConsumerId | None
+    credits: int
+    kind: GrantKind
+    reason: str
+    actor: str
+    created: datetime
+    lease: LeaseId | None = None
+    key: str | None = None
+
+
+class RequestState(StrEnum):
+    """What a person decided."""
+
+    OPEN = "open"
+    APPROVED = "approved"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoreRequest:
+    """A consumer's request for more, in its own words, and what was decided on it."""
+
+    request: RequestId
+    loan: LoanId
+    consumer: ConsumerId
+    session: SessionId
+    credits: int
+    reason: str
+    state: RequestState
+    granted: int
+    decision_reason: str
+    created: datetime
+    decided: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopProofRow:
+    """A session's signed proof that key and model were wiped, kept as it came."""
+
+    session: SessionId
+    payload: bytes
+    signature: bytes
+    received: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One decision, never changed after it was written; `detail` is a JSON object."""
+
+    number: int
+    time: datetime
+    kind: str
+    actor: str
+    loan: LoanId | None
+    session: SessionId | None
+    consumer: ConsumerId | None
+    lease: LeaseId | None
+    detail: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """
+    The worst case of a loan: stopped now, so much can still be used.
+
+    Args:
+        credits: in leases that live.
+        seconds: until the last of them is over.
+    """
+
+    credits: int
+    seconds: float

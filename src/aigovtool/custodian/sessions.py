@@ -1,0 +1,246 @@
+"""
+Sessions after their release: who connects, what ends them, what silence costs.
+
+Rule 1: whoever connects proves that it holds the session's attested signing key.
+Rule 2: a session that ended or found no room may connect only to settle what it holds.
+Rule 3: a silent session lapses after its grace; its leases are forfeited when they too are over
+        since that long. It lives again when it reconnects, if the loan has room for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from aigovtool.crypto.labels import Label
+from aigovtool.crypto.signing import verify_signature
+from aigovtool.custodian.ledger import Entry, Ledger, is_active, lease_of, loan_of, roster_of
+from aigovtool.custodian.ledger import session_of as find_session
+from aigovtool.custodian.lifecycle import (
+    LoanState,
+    SessionState,
+    move_loan,
+    move_session,
+    state_at,
+)
+from aigovtool.custodian.records import Loan, Session, StopProofRow
+from aigovtool.custodian.settling import Books
+from aigovtool.errors import ConflictError, NotFoundError, VerificationError
+from aigovtool.ids import SessionId
+from aigovtool.wire.codec import Signed, open_signed
+from aigovtool.wire.control import Hello, LoanChanged, SessionEnded, StopProof, Welcome
+from aigovtool.wire.enrolment import Terms
+
+SWEEP_ROWS = 200  # in one decision, so that a sweep never holds reports up for long
+CUSTODIAN = "custodian"  # the actor of what nobody asked for
+
+
+def terms_of(loan: Loan) -> Terms:
+    """Return what the enclave itself enforces of a loan's terms."""
+    return Terms(
+        lease_duration_s=loan.terms.lease_duration_s,
+        wipe_after_s=loan.terms.wipe_after_s,
+        expires=loan.terms.expires,
+    )
+
+
+def end_session(entry: Entry, session: Session, reason: str, *, tell: bool = True) -> None:
+    """End *session* for good and, unless it is going by itself, tell it so."""
+    entry.tx.set_session_state(
+        dataclasses.replace(
+            session,
+            state=move_session(session.state, SessionState.ENDED),
+            disconnected=session.disconnected or entry.now,
+            ended=entry.now,
+            end_reason=reason,
+        )
+    )
+    entry.event(
+        "session.ended",
+        actor=CUSTODIAN,
+        loan=session.loan,
+        session=session.session,
+        reason=reason,
+    )
+    if tell:
+        entry.push(session.loan, SessionEnded(reason=reason), only=session.session, ends=True)
+
+
+def lapse_session(entry: Entry, session: Session, reason: str) -> None:
+    """Note that *session* is silent and no longer counts against its loan's terms."""
+    entry.tx.set_session_state(
+        dataclasses.replace(session, state=move_session(session.state, SessionState.LAPSED))
+    )
+    entry.event(
+        "session.lapsed",
+        actor=CUSTODIAN,
+        loan=session.loan,
+        session=session.session,
+        reason=reason,
+    )
+
+
+def expire_loan(entry: Entry, loan: Loan) -> None:
+    """Note that a loan is past its date, and stop its enclaves."""
+    reason = "the loan has expired"
+    entry.tx.set_loan_state(loan.loan, move_loan(loan.state, LoanState.EXPIRED), reason)
+    entry.event("loan.expired", actor=CUSTODIAN, loan=loan.loan)
+    entry.push(loan.loan, LoanChanged(state=LoanState.EXPIRED, reason=reason))
+
+
+class Sessions:
+    """Opens and closes control connections, and sweeps up after those that fell silent."""
+
+    def __init__(self, *, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def start(self) -> None:
+        """Note that nobody is connected yet; every session gets a fresh grace."""
+        with self._ledger.write() as entry:
+            entry.tx.disconnect_all_sessions(entry.now)
+
+    def identify(self, hello: Hello, nonce: bytes) -> Session:
+        """
+        Check who is here.
+
+        Raises:
+            NotFoundError: there is no such session.
+            VerificationError: not signed by the session's key.
+        """
+        with self._ledger.read() as tx:
+            session = find_session(tx, hello.session)
+        verify_signature(
+            session.keys.signing_key,
+            Label.CONTROL_HELLO,
+            nonce + hello.session.encode(),
+            hello.signature,
+        )
+        return session
+
+    def connect(self, session_id: SessionId) -> tuple[Welcome, bool]:
+        """
+        Let in a session that `identify` returned, and say whether it may only settle.
+
+        Raises:
+            NotFoundError: it is over and has nothing to settle.
+        """
+        with self._ledger.write() as entry:
+            session = find_session(entry.tx, session_id)
+            loan = loan_of(entry.tx, session.loan)
+            lives = session.state is SessionState.LIVE or self._revive(entry, session, loan)
+            if not lives and not entry.tx.has_unsettled(session.session):
+                raise NotFoundError(
+                    "this session is over", came=session.end_reason or "silent for too long"
+                )
+            if lives:
+                entry.tx.set_session_state(
+                    dataclasses.replace(session, state=SessionState.LIVE, disconnected=None)
+                )
+            return self._welcome(entry, loan), not lives
+
+    def _revive(self, entry: Entry, session: Session, loan: Loan) -> bool:
+        room = len(entry.tx.live_sessions_of_loan(loan.loan)) < loan.terms.max_enclaves
+        if session.state is not SessionState.LAPSED or not room or not is_active(loan, entry.now):
+            return False
+        move_session(session.state, SessionState.LIVE)
+        entry.event(
+            "session.revived", actor=session.session, loan=loan.loan, session=session.session
+        )
+        return True
+
+    def _welcome(self, entry: Entry, loan: Loan) -> Welcome:
+        return Welcome(
+            state=state_at(loan.state, loan.terms.expires, entry.now),
+            state_reason=loan.state_reason,
+            terms=terms_of(loan),
+            roster=roster_of(entry.tx, loan.loan),
+            left=loan.account.left,
+        )
+
+    def disconnect(self, session_id: SessionId) -> None:
+        """Note that the session has no control connection any more."""
+        with self._ledger.write() as entry:
+            session = entry.tx.session(session_id)
+            if session is not None and session.disconnected is None:
+                entry.tx.set_session_state(dataclasses.replace(session, disconnected=entry.now))
+
+    def stopped(self, session_id: SessionId, proof: Signed) -> None:
+        """
+        Record a session's proof that key and model are gone, and end it.
+
+        Raises:
+            VerificationError: not signed by the session, or about another one.
+            ConflictError: another proof was recorded before.
+        """
+        with self._ledger.write() as entry:
+            session = find_session(entry.tx, session_id)
+            said = open_signed(
+                proof, StopProof, public_key=session.keys.signing_key, label=Label.STOP_PROOF
+            )
+            if (said.loan, said.session) != (session.loan, session.session):
+                raise VerificationError(
+                    "a proof of wiping that is about another session",
+                    code="stop_proof.session",
+                    expected=f"{session.loan} {session.session}",
+                    came=f"{said.loan} {said.session}",
+                )
+            recorded = entry.tx.stop_proof(session_id)
+            if recorded is not None:
+                if recorded.payload != proof.payload:
+                    raise ConflictError(
+                        "two different proofs of wiping by one session",
+                        code="stop_proof.equivocation",
+                    )
+                return
+            entry.tx.insert_stop_proof(
+                StopProofRow(
+                    session=session_id,
+                    payload=proof.payload,
+                    signature=proof.signature,
+                    received=entry.now,
+                )
+            )
+            entry.event(
+                "session.stop_proof",
+                actor=session_id,
+                loan=session.loan,
+                session=session_id,
+                reason=said.reason,
+                receipts=said.receipts,
+                cancelled=said.cancelled,
+                wiped=said.wiped,
+            )
+            if session.state is not SessionState.ENDED:
+                end_session(entry, session, f"it wiped key and model: {said.reason}", tell=False)
+
+    def sweep(self) -> int:
+        """
+        Expire loans past their date, forfeit leases and lapse sessions whose grace is over.
+
+        Returns:
+            How many there were; as many as `SWEEP_ROWS` of a kind, and there may be more.
+        """
+        if not _due(self._ledger):
+            return 0
+        with self._ledger.write() as entry:
+            expired = entry.tx.loans_past_date(entry.now)
+            for loan_id in expired:
+                expire_loan(entry, loan_of(entry.tx, loan_id))
+            leases = entry.tx.leases_to_forfeit(entry.now, SWEEP_ROWS)
+            for lease_id in leases:
+                row = lease_of(entry.tx, lease_id)
+                books = Books(entry, loan_of(entry.tx, row.loan))
+                books.forfeit(row, actor=CUSTODIAN)
+                books.write()
+            silent = entry.tx.silent_sessions(entry.now, SWEEP_ROWS)
+            for session_id in silent:
+                lapse_session(entry, find_session(entry.tx, session_id), "silent past its grace")
+        return len(expired) + len(leases) + len(silent)
+
+
+def _due(ledger: Ledger) -> bool:
+    """Look first: a sweep that finds nothing must not wait for the writers."""
+    now = ledger.clock.now()
+    with ledger.read() as tx:
+        return bool(
+            tx.loans_past_date(now) or tx.leases_to_forfeit(now, 1) or tx.silent_sessions(now, 1)
+        )

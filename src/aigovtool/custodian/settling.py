@@ -1,0 +1,237 @@
+"""
+What a settlement says, checked in two steps: alone, and against the ledger.
+
+1. `open_settlements` needs no ledger: signed by the session's key, about this loan and session,
+   and its parts add up.
+2. `Books.settle` needs it: the lease is this session's, held that much, and was not settled
+   differently before.
+
+`Books` keeps the accounts that one decision touches, so that each is read and written once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aigovtool.crypto.labels import Label
+from aigovtool.custodian import budget
+from aigovtool.custodian.budget import Account
+from aigovtool.custodian.ledger import Entry, consumer_of
+from aigovtool.custodian.records import (
+    Consumer,
+    LeaseRow,
+    LeaseState,
+    Loan,
+    Session,
+    SettlementRow,
+)
+from aigovtool.errors import ConflictError, MalformedError, VerificationError
+from aigovtool.ids import DIGEST_BYTES, ConsumerId, LeaseId
+from aigovtool.wire.codec import Signed, open_signed
+from aigovtool.wire.control import MAX_SETTLEMENTS, Settlement
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSettlement:
+    """A settlement whose signature held, and how it came."""
+
+    settlement: Settlement
+    signed: Signed
+
+
+def open_settlements(signed: Sequence[Signed], session: Session) -> list[OpenedSettlement]:
+    """
+    Check settlements by themselves.
+
+    Raises:
+        VerificationError: not signed by the session, or about another one.
+        MalformedError: too many of them, or one whose parts do not add up.
+    """
+    if len(signed) > MAX_SETTLEMENTS:
+        raise MalformedError(
+            "too many settlements in one report",
+            expected=f"at most {MAX_SETTLEMENTS}",
+            came=str(len(signed)),
+        )
+    return [OpenedSettlement(_open(each, session), each) for each in signed]
+
+
+def _open(signed: Signed, session: Session) -> Settlement:
+    settlement = open_signed(
+        signed, Settlement, public_key=session.keys.signing_key, label=Label.SETTLEMENT
+    )
+    if (settlement.loan, settlement.session) != (session.loan, session.session):
+        raise VerificationError(
+            "a settlement is about another session",
+            code="settlement.session",
+            expected=f"{session.loan} {session.session}",
+            came=f"{settlement.loan} {settlement.session}",
+        )
+    uses = settlement.by_consumer.values()
+    if min(uses, default=1) < 1 or sum(uses) != settlement.used:
+        raise MalformedError(
+            "the use by consumers does not add up",
+            code="settlement.sum",
+            expected=f"{settlement.used} in positive parts",
+            came=str(sum(uses)),
+        )
+    if settlement.receipts < 0 or len(settlement.receipt_chain) != DIGEST_BYTES:
+        raise MalformedError("a settlement without a digest of its receipts")
+    return settlement
+
+
+class Books:
+    """The accounts of one loan and its consumers while a decision shifts credits in them."""
+
+    def __init__(self, entry: Entry, loan: Loan) -> None:
+        self._entry = entry
+        self._loan = loan
+        self._consumers: dict[ConsumerId, Consumer] = {}
+        self._found: dict[ConsumerId, Consumer] = {}  # as the ledger had them
+        self.account: Account = loan.account
+
+    def consumer(self, consumer: ConsumerId) -> Consumer:
+        """
+        Return a consumer of this loan as these books have it.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            VerificationError: it belongs to another loan.
+        """
+        if consumer not in self._consumers:
+            found = consumer_of(self._entry.tx, consumer)
+            if found.loan != self._loan.loan:
+                raise VerificationError(
+                    "a consumer of another loan", code="settlement.consumer", came=consumer
+                )
+            self._consumers[consumer] = self._found[consumer] = found
+        return self._consumers[consumer]
+
+    @property
+    def known(self) -> dict[ConsumerId, Consumer]:
+        """The consumers that were looked at."""
+        return self._consumers
+
+    def _set(self, consumer: Consumer, account: Account, *, used: int = 0) -> None:
+        self._consumers[consumer.consumer] = dataclasses.replace(
+            consumer, account=account, used=consumer.used + used
+        )
+
+    def lease(self, row: LeaseRow) -> None:
+        """Set a lease's credits aside, here and in the budgets that its caps reserve."""
+        self.account = budget.lease(self.account, row.credits)
+        for consumer_id, cap in row.caps.items():
+            consumer = self.consumer(consumer_id)
+            self._set(consumer, budget.lease(consumer.account, cap))
+        self._entry.tx.insert_lease(row)
+
+    def settle(self, opened: OpenedSettlement, session: Session, *, actor: str) -> LeaseId:
+        """
+        Apply one settlement; the same one again changes nothing.
+
+        Raises:
+            VerificationError: the lease is another session's, or nobody's.
+            MalformedError: more used than the lease, or a cap in it, held.
+            ConflictError: settled differently before.
+        """
+        settlement, tx = opened.settlement, self._entry.tx
+        row = tx.lease(settlement.lease)
+        if row is None or row.session != session.session:
+            raise VerificationError(
+                "a settlement of a lease that is not this session's",
+                code="settlement.lease",
+                came=settlement.lease,
+            )
+        if row.state is LeaseState.SETTLED:
+            if tx.settlement_payload(row.lease) != opened.signed.payload:
+                raise ConflictError(
+                    "two different settlements of one lease, both signed by the session",
+                    code="settlement.equivocation",
+                    expected=f"{row.used} used, as settled before",
+                    came=f"{settlement.used} used",
+                )
+            return row.lease
+        late = row.state is LeaseState.FORFEITED
+        self.account = _settled(self.account, row, row.credits, settlement.used)
+        for consumer_id in {**row.caps, **settlement.by_consumer}:
+            consumer = self.consumer(consumer_id)
+            used = settlement.by_consumer.get(consumer_id, 0)
+            account = consumer.account
+            if consumer.budgeted:
+                account = _settled(account, row, row.caps.get(consumer_id, 0), used)
+            self._set(consumer, account, used=used)
+        tx.set_lease_state(dataclasses.replace(row, state=LeaseState.SETTLED, used=settlement.used))
+        tx.insert_settlement(
+            SettlementRow(
+                lease=row.lease,
+                used=settlement.used,
+                by_consumer=settlement.by_consumer,
+                receipts=settlement.receipts,
+                receipt_chain=settlement.receipt_chain,
+                payload=opened.signed.payload,
+                signature=opened.signed.signature,
+                received=self._entry.now,
+            )
+        )
+        self._entry.event(
+            "lease.settled_late" if late else "lease.settled",
+            actor=actor,
+            loan=row.loan,
+            session=row.session,
+            lease=row.lease,
+            credits=row.credits,
+            used=settlement.used,
+            by_consumer=settlement.by_consumer,
+            receipts=settlement.receipts,
+        )
+        return row.lease
+
+    def forfeit(self, row: LeaseRow, *, actor: str) -> None:
+        """Charge a silent session's lease whole, here and in the budgets that its caps reserve."""
+        self.account = budget.forfeit(self.account, row.credits)
+        for consumer_id, cap in row.caps.items():
+            consumer = self.consumer(consumer_id)
+            self._set(consumer, budget.forfeit(consumer.account, cap))
+        self._entry.tx.set_lease_state(
+            dataclasses.replace(row, state=LeaseState.FORFEITED, forfeited=self._entry.now)
+        )
+        self._entry.event(
+            "lease.forfeited",
+            actor=actor,
+            loan=row.loan,
+            session=row.session,
+            lease=row.lease,
+            credits=row.credits,
+        )
+
+    def grant(self, credits: int) -> None:
+        """Add credits to the loan."""
+        self.account = budget.grant(self.account, credits)
+
+    def grant_to(self, consumer: Consumer, credits: int) -> None:
+        """Add credits to a consumer's own budget."""
+        self._set(consumer, budget.grant(consumer.account, credits))
+
+    @property
+    def freed(self) -> bool:
+        """Whether there is something left, of the loan or a consumer, where nothing was before."""
+        return self._loan.account.left == 0 < self.account.left or any(
+            self._found[name].account.left == 0 < consumer.account.left
+            for name, consumer in self._consumers.items()
+        )
+
+    def write(self) -> None:
+        """Write every account that has changed; call it once, at the end of the decision."""
+        if self.account != self._loan.account:
+            self._entry.tx.set_loan_account(self._loan.loan, self.account)
+        for name, consumer in self._consumers.items():
+            if consumer is not self._found[name]:
+                self._entry.tx.set_consumer_account(name, consumer.account, consumer.used)
+
+
+def _settled(account: Account, row: LeaseRow, credits: int, used: int) -> Account:
+    if row.state is LeaseState.FORFEITED:
+        return budget.settle_late(account, credits, used, refunded=row.refunded is not None)
+    return budget.settle(account, credits, used)

@@ -1,0 +1,187 @@
+"""
+What the services may rely on, whatever the database.
+
+A store promises:
+
+1. **Atomic.** What one `write` block does becomes true together when the block ends, or not at
+   all when it raises.
+2. **Durable.** When a `write` block has ended without an exception, what it did survives the death
+   of this process and of the machine.
+3. **Serialised.** Write blocks happen one after the other; none sees a half of another, and what
+   one reads is not changed by another until it ends.
+4. **Constrained.** Accounts that do not add up, a second settlement of a lease, a second lease for
+   a report, a changed or deleted event are refused by the database itself.
+5. **Honest about doubt.** When the end of a block fails, it raises `UnavailableError`, and what was
+   done may have been kept or not. Callers repeat: reports by their number, grants by their
+   idempotency key; the rest is safe to repeat.
+
+Every method raises `UnavailableError` when the database cannot answer, `ConflictError` when a row
+exists already, and `PromiseBrokenError` when a constraint caught this program being wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Protocol
+
+from aigovtool.custodian.budget import Account
+from aigovtool.custodian.lifecycle import LoanState
+from aigovtool.custodian.records import (
+    Consumer,
+    Custodian,
+    Event,
+    GrantRow,
+    LeaseRow,
+    Loan,
+    Model,
+    MoreRequest,
+    RequestId,
+    Session,
+    SettlementRow,
+    StopProofRow,
+)
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+
+
+class Reading(Protocol):
+    """One consistent view of the ledger."""
+
+    def custodian(self) -> Custodian | None: ...
+
+    def model(self, digest: bytes) -> Model | None: ...
+    def models(self) -> Sequence[Model]: ...
+
+    def loan(self, loan: LoanId) -> Loan | None: ...
+    def loan_of_token(self, token_sha256: bytes) -> Loan | None: ...
+    def loans(self) -> Sequence[Loan]: ...
+    def loans_past_date(self, now: datetime) -> Sequence[LoanId]: ...
+    def loan_policy(self, loan: LoanId) -> str: ...
+
+    def consumer(self, consumer: ConsumerId) -> Consumer | None: ...
+    def consumers_of_loan(self, loan: LoanId) -> Sequence[Consumer]: ...
+
+    def session(self, session: SessionId) -> Session | None: ...
+    def sessions_of_loan(self, loan: LoanId, limit: int) -> Sequence[Session]: ...
+
+    def live_sessions_of_loan(self, loan: LoanId) -> Sequence[Session]:
+        """Return those that count against the loan's terms, the longest silent first."""
+        ...
+
+    def count_connected_sessions(self, loan: LoanId) -> int: ...
+
+    def silent_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        """Return live sessions that are silent past their grace and have no open lease."""
+        ...
+
+    def lease(self, lease: LeaseId) -> LeaseRow | None: ...
+    def leases_of_loan(self, loan: LoanId, limit: int) -> Sequence[LeaseRow]: ...
+
+    def open_of_session(self, session: SessionId) -> tuple[int, int, datetime | None]:
+        """Return number, credits and last end of the leases that the session has not settled."""
+        ...
+
+    def has_unsettled(self, session: SessionId) -> bool:
+        """Whether a lease of the session is open, or forfeited and not settled late."""
+        ...
+
+    def leases_to_forfeit(self, now: datetime, limit: int) -> Sequence[LeaseId]:
+        """Return open leases whose end and whose session's last contact are past the grace."""
+        ...
+
+    def exposure(self, loan: LoanId, now: datetime) -> tuple[int, datetime | None]:
+        """Return credits and last end of the leases of the loan that live."""
+        ...
+
+    def settlement_payload(self, lease: LeaseId) -> bytes | None: ...
+
+    def grant_of_key(self, key: str) -> GrantRow | None: ...
+    def grants_of_loan(self, loan: LoanId, limit: int) -> Sequence[GrantRow]: ...
+
+    def request(self, request: RequestId) -> MoreRequest | None: ...
+    def open_request_of_consumer(
+        self, loan: LoanId, consumer: ConsumerId
+    ) -> MoreRequest | None: ...
+    def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]: ...
+
+    def stop_proof(self, session: SessionId) -> StopProofRow | None: ...
+
+    def events_after(self, after: int, loan: LoanId | None, limit: int) -> Sequence[Event]: ...
+
+    def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
+        """Return the newest events, the newest first."""
+        ...
+
+
+class Writing(Reading, Protocol):
+    """A view that may also be changed."""
+
+    def insert_custodian(self, row: Custodian) -> None: ...
+    def insert_model(self, row: Model) -> None: ...
+
+    def insert_loan(self, row: Loan, policy: str) -> None: ...
+    def set_loan_account(self, loan: LoanId, account: Account) -> None: ...
+    def set_loan_state(self, loan: LoanId, state: LoanState, reason: str) -> None: ...
+    def set_loan_token(self, loan: LoanId, token_sha256: bytes) -> None: ...
+
+    def insert_consumer(self, row: Consumer) -> None: ...
+    def set_consumer_account(self, consumer: ConsumerId, account: Account, used: int) -> None: ...
+    def set_consumer_blocked(self, consumer: ConsumerId, blocked: bool, reason: str) -> None: ...
+
+    def insert_session(self, row: Session) -> None: ...
+
+    def set_session_state(self, row: Session) -> None:
+        """Write `state`, `disconnected`, `ended` and `end_reason` of *row*."""
+        ...
+
+    def set_session_report(
+        self, session: SessionId, number: int, report_sha256: bytes, decision: bytes
+    ) -> None:
+        """Note report *number*; raises ConflictError unless it follows the last one."""
+        ...
+
+    def disconnect_all_sessions(self, now: datetime) -> None: ...
+
+    def insert_lease(self, row: LeaseRow) -> None: ...
+
+    def set_lease_state(self, row: LeaseRow) -> None:
+        """Write `state`, `used`, `forfeited` and `refunded` of *row*."""
+        ...
+
+    def insert_settlement(self, row: SettlementRow) -> None: ...
+    def insert_grant(self, row: GrantRow) -> None: ...
+    def insert_request(self, row: MoreRequest) -> None: ...
+
+    def set_request_decision(self, row: MoreRequest) -> None:
+        """Write what was decided; raises ConflictError when that was done before."""
+        ...
+
+    def insert_stop_proof(self, row: StopProofRow) -> None: ...
+
+    def insert_event(
+        self,
+        *,
+        time: datetime,
+        kind: str,
+        actor: str,
+        loan: LoanId | None,
+        session: SessionId | None,
+        consumer: ConsumerId | None,
+        lease: LeaseId | None,
+        detail: bytes,
+    ) -> None: ...
+
+
+class Store(Protocol):
+    """A ledger that keeps the promises of this module."""
+
+    def read(self) -> AbstractContextManager[Reading]:
+        """Lend a view as of now; it waits for no writer."""
+        ...
+
+    def write(self) -> AbstractContextManager[Writing]:
+        """Lend the ledger for one decision; the block's end is its commit."""
+        ...
+
+    def close(self) -> None: ...

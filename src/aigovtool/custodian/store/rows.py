@@ -1,0 +1,368 @@
+"""
+Between rows of a database and `records`: the one place that knows both.
+
+Times and durations are whole microseconds in the database, since a float loses some and text
+compares slowly. A row is anything with values by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from aigovtool.custodian.budget import Account
+from aigovtool.custodian.lifecycle import LoanState, SessionState
+from aigovtool.custodian.records import (
+    Consumer,
+    Custodian,
+    Event,
+    GrantKind,
+    GrantRow,
+    LeaseRow,
+    LeaseState,
+    Loan,
+    LoanTerms,
+    Model,
+    MoreRequest,
+    RequestState,
+    Session,
+    StopProofRow,
+)
+from aigovtool.ids import ConsumerId
+from aigovtool.wire.enrolment import Keys
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+Row = Any  # indexable by column name: sqlite3.Row, or what another driver has
+Values = dict[str, Any]
+
+
+def to_us(time: datetime) -> int:
+    """Return whole microseconds since 1970 UTC."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def to_us_or_none(time: datetime | None) -> int | None:
+    return None if time is None else to_us(time)
+
+
+def from_us(us: int) -> datetime:
+    """Return aware UTC time."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def from_us_or_none(us: int | None) -> datetime | None:
+    return None if us is None else from_us(us)
+
+
+def _span_us(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def account_values(account: Account) -> Values:
+    return {
+        "granted": account.granted,
+        "remaining": account.left,
+        "leased": account.leased,
+        "spent": account.spent,
+        "forfeited": account.forfeited,
+    }
+
+
+def _account(row: Row) -> Account:
+    return Account(
+        granted=row["granted"],
+        left=row["remaining"],
+        leased=row["leased"],
+        spent=row["spent"],
+        forfeited=row["forfeited"],
+    )
+
+
+def custodian_values(row: Custodian) -> Values:
+    return {
+        "public_key": row.public_key,
+        "wrapped_signing_key": row.wrapped_signing_key,
+        "certificate_pem": row.certificate_pem,
+        "created_us": to_us(row.created),
+    }
+
+
+def custodian_of(row: Row) -> Custodian:
+    return Custodian(
+        public_key=row["public_key"],
+        wrapped_signing_key=row["wrapped_signing_key"],
+        certificate_pem=row["certificate_pem"],
+        created=from_us(row["created_us"]),
+    )
+
+
+def model_values(row: Model) -> Values:
+    return {
+        "digest": row.digest,
+        "name": row.name,
+        "version": row.version,
+        "manifest": row.manifest,
+        "wrapped_key": row.wrapped_key,
+        "body_bytes": row.body_bytes,
+        "body_sha256": row.body_sha256,
+        "source_sha256": row.source_sha256,
+        "created_us": to_us(row.created),
+    }
+
+
+def model_of(row: Row) -> Model:
+    return Model(
+        digest=row["digest"],
+        name=row["name"],
+        version=row["version"],
+        manifest=row["manifest"],
+        wrapped_key=row["wrapped_key"],
+        body_bytes=row["body_bytes"],
+        body_sha256=row["body_sha256"],
+        source_sha256=row["source_sha256"],
+        created=from_us(row["created_us"]),
+    )
+
+
+def loan_values(row: Loan) -> Values:
+    return {
+        "loan": row.loan,
+        "name": row.name,
+        "model": row.model,
+        "state": row.state.value,
+        "state_reason": row.state_reason,
+        "token_sha256": row.token_sha256,
+        "max_enclaves": row.terms.max_enclaves,
+        "max_lease_credits": row.terms.max_lease_credits,
+        "lease_duration_us": _span_us(row.terms.lease_duration_s),
+        "settle_grace_us": _span_us(row.terms.settle_grace_s),
+        "wipe_after_us": _span_us(row.terms.wipe_after_s),
+        "expires_us": to_us_or_none(row.terms.expires),
+        **account_values(row.account),
+        "created_us": to_us(row.created),
+    }
+
+
+def loan_of(row: Row) -> Loan:
+    return Loan(
+        loan=row["loan"],
+        name=row["name"],
+        model=row["model"],
+        state=LoanState(row["state"]),
+        state_reason=row["state_reason"],
+        terms=LoanTerms(
+            max_enclaves=row["max_enclaves"],
+            max_lease_credits=row["max_lease_credits"],
+            lease_duration_s=row["lease_duration_us"] / 1e6,
+            settle_grace_s=row["settle_grace_us"] / 1e6,
+            wipe_after_s=row["wipe_after_us"] / 1e6,
+            expires=from_us_or_none(row["expires_us"]),
+        ),
+        account=_account(row),
+        token_sha256=row["token_sha256"],
+        created=from_us(row["created_us"]),
+    )
+
+
+def consumer_values(row: Consumer) -> Values:
+    return {
+        "consumer": row.consumer,
+        "loan": row.loan,
+        "name": row.name,
+        "key_sha256": row.key_sha256,
+        "blocked": int(row.blocked),
+        "blocked_reason": row.blocked_reason,
+        "budgeted": int(row.budgeted),
+        **account_values(row.account),
+        "used": row.used,
+        "created_us": to_us(row.created),
+    }
+
+
+def consumer_of(row: Row) -> Consumer:
+    return Consumer(
+        consumer=row["consumer"],
+        loan=row["loan"],
+        name=row["name"],
+        key_sha256=row["key_sha256"],
+        blocked=bool(row["blocked"]),
+        blocked_reason=row["blocked_reason"],
+        budgeted=bool(row["budgeted"]),
+        account=_account(row),
+        used=row["used"],
+        created=from_us(row["created_us"]),
+    )
+
+
+def session_values(row: Session) -> Values:
+    return {
+        "session": row.session,
+        "loan": row.loan,
+        "state": row.state.value,
+        "tls_spki_sha256": row.keys.tls_spki_sha256,
+        "signing_key": row.keys.signing_key,
+        "hpke_key": row.keys.hpke_key,
+        "tee": row.tee,
+        "measurement": row.measurement,
+        "software": row.software,
+        "opened_us": to_us(row.opened),
+        "disconnected_us": to_us_or_none(row.disconnected),
+        "ended_us": to_us_or_none(row.ended),
+        "end_reason": row.end_reason,
+        "last_report": row.last_report,
+        "report_sha256": row.report_sha256,
+        "decision": row.decision,
+    }
+
+
+def session_of(row: Row) -> Session:
+    return Session(
+        session=row["session"],
+        loan=row["loan"],
+        state=SessionState(row["state"]),
+        keys=Keys(
+            tls_spki_sha256=row["tls_spki_sha256"],
+            signing_key=row["signing_key"],
+            hpke_key=row["hpke_key"],
+        ),
+        tee=row["tee"],
+        measurement=row["measurement"],
+        software=row["software"],
+        opened=from_us(row["opened_us"]),
+        disconnected=from_us_or_none(row["disconnected_us"]),
+        ended=from_us_or_none(row["ended_us"]),
+        end_reason=row["end_reason"],
+        last_report=row["last_report"],
+        report_sha256=row["report_sha256"],
+        decision=row["decision"],
+    )
+
+
+def lease_values(row: LeaseRow) -> Values:
+    return {
+        "lease": row.lease,
+        "session": row.session,
+        "loan": row.loan,
+        "number": row.number,
+        "credits": row.credits,
+        "duration_us": _span_us(row.duration_s),
+        "granted_us": to_us(row.granted),
+        "expires_us": to_us(row.expires),
+        "state": row.state.value,
+        "used": row.used,
+        "forfeited_us": to_us_or_none(row.forfeited),
+        "refunded_us": to_us_or_none(row.refunded),
+    }
+
+
+def lease_of(row: Row, caps: Mapping[ConsumerId, int]) -> LeaseRow:
+    return LeaseRow(
+        lease=row["lease"],
+        session=row["session"],
+        loan=row["loan"],
+        number=row["number"],
+        credits=row["credits"],
+        duration_s=row["duration_us"] / 1e6,
+        granted=from_us(row["granted_us"]),
+        expires=from_us(row["expires_us"]),
+        state=LeaseState(row["state"]),
+        used=row["used"],
+        forfeited=from_us_or_none(row["forfeited_us"]),
+        refunded=from_us_or_none(row["refunded_us"]),
+        caps=caps,
+    )
+
+
+def grant_values(row: GrantRow) -> Values:
+    return {
+        "loan": row.loan,
+        "consumer": row.consumer,
+        "credits": row.credits,
+        "kind": row.kind.value,
+        "lease": row.lease,
+        "reason": row.reason,
+        "actor": row.actor,
+        "idempotency_key": row.key,
+        "created_us": to_us(row.created),
+    }
+
+
+def grant_of(row: Row) -> GrantRow:
+    return GrantRow(
+        loan=row["loan"],
+        consumer=row["consumer"],
+        credits=row["credits"],
+        kind=GrantKind(row["kind"]),
+        lease=row["lease"],
+        reason=row["reason"],
+        actor=row["actor"],
+        key=row["idempotency_key"],
+        created=from_us(row["created_us"]),
+    )
+
+
+def request_values(row: MoreRequest) -> Values:
+    return {
+        "request": row.request,
+        "loan": row.loan,
+        "consumer": row.consumer,
+        "session": row.session,
+        "credits": row.credits,
+        "reason": row.reason,
+        "state": row.state.value,
+        "granted": row.granted,
+        "decision_reason": row.decision_reason,
+        "created_us": to_us(row.created),
+        "decided_us": to_us_or_none(row.decided),
+    }
+
+
+def request_of(row: Row) -> MoreRequest:
+    return MoreRequest(
+        request=row["request"],
+        loan=row["loan"],
+        consumer=row["consumer"],
+        session=row["session"],
+        credits=row["credits"],
+        reason=row["reason"],
+        state=RequestState(row["state"]),
+        granted=row["granted"],
+        decision_reason=row["decision_reason"],
+        created=from_us(row["created_us"]),
+        decided=from_us_or_none(row["decided_us"]),
+    )
+
+
+def stop_proof_values(row: StopProofRow) -> Values:
+    return {
+        "session": row.session,
+        "payload": row.payload,
+        "signature": row.signature,
+        "received_us": to_us(row.received),
+    }
+
+
+def stop_proof_of(row: Row) -> StopProofRow:
+    return StopProofRow(
+        session=row["session"],
+        payload=row["payload"],
+        signature=row["signature"],
+        received=from_us(row["received_us"]),
+    )
+
+
+def event_of(row: Row) -> Event:
+    return Event(
+        number=row["number"],
+        time=from_us(row["time_us"]),
+        kind=row["kind"],
+        actor=row["actor"],
+        loan=row["loan"],
+        session=row["session"],
+        consumer=row["consumer"],
+        lease=row["lease"],
+        detail=row["detail"],
+    )

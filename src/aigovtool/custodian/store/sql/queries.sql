@@ -1,0 +1,319 @@
+-- Every query of the store. After its name each has a comment; parameters are named.
+
+-- name: insert_custodian
+-- Make the one row that says who this custodian is.
+INSERT INTO custodian (only_one, public_key, wrapped_signing_key, certificate_pem, created_us)
+VALUES (1, :public_key, :wrapped_signing_key, :certificate_pem, :created_us);
+
+-- name: custodian
+-- Read it.
+SELECT public_key, wrapped_signing_key, certificate_pem, created_us FROM custodian;
+
+-- name: insert_model
+-- Register a sealed model.
+INSERT INTO models (digest, name, version, manifest, wrapped_key, body_bytes, body_sha256,
+    source_sha256, created_us)
+VALUES (:digest, :name, :version, :manifest, :wrapped_key, :body_bytes, :body_sha256,
+    :source_sha256, :created_us);
+
+-- name: model
+-- One model by its digest.
+SELECT digest, name, version, manifest, wrapped_key, body_bytes, body_sha256, source_sha256,
+    created_us
+FROM models WHERE digest = :digest;
+
+-- name: models
+-- All models, the oldest first.
+SELECT digest, name, version, manifest, wrapped_key, body_bytes, body_sha256, source_sha256,
+    created_us
+FROM models ORDER BY created_us, name, version;
+
+-- name: insert_loan
+-- Make a loan.
+INSERT INTO loans (loan, name, model, state, state_reason, policy, token_sha256, max_enclaves,
+    max_lease_credits, lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted,
+    remaining, leased, spent, forfeited, created_us)
+VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :max_enclaves,
+    :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us, :expires_us,
+    :granted, :remaining, :leased, :spent, :forfeited, :created_us);
+
+-- name: loan
+-- One loan by its id.
+SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
+    lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted, remaining, leased,
+    spent, forfeited, created_us
+FROM loans WHERE loan = :loan;
+
+-- name: loan_of_token
+-- The loan whose ticket holds a token with this hash.
+SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
+    lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted, remaining, leased,
+    spent, forfeited, created_us
+FROM loans WHERE token_sha256 = :token_sha256;
+
+-- name: loans
+-- All loans, the oldest first.
+SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
+    lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted, remaining, leased,
+    spent, forfeited, created_us
+FROM loans ORDER BY created_us, loan;
+
+-- name: loans_past_date
+-- Loans that must be noted as expired.
+SELECT loan FROM loans
+WHERE expires_us <= :now_us AND state IN ('active', 'stopped') ORDER BY loan;
+
+-- name: loan_policy
+-- The text of a loan's appraisal policy.
+SELECT policy FROM loans WHERE loan = :loan;
+
+-- name: set_loan_account
+-- Write a loan's account; the table checks that it adds up.
+UPDATE loans SET granted = :granted, remaining = :remaining, leased = :leased, spent = :spent,
+    forfeited = :forfeited
+WHERE loan = :loan;
+
+-- name: set_loan_state
+-- Move a loan to another state.
+UPDATE loans SET state = :state, state_reason = :state_reason WHERE loan = :loan;
+
+-- name: set_loan_token
+-- Replace the ticket's token.
+UPDATE loans SET token_sha256 = :token_sha256 WHERE loan = :loan;
+
+-- name: insert_consumer
+-- Make a consumer.
+INSERT INTO consumers (consumer, loan, name, key_sha256, blocked, blocked_reason, budgeted,
+    granted, remaining, leased, spent, forfeited, used, created_us)
+VALUES (:consumer, :loan, :name, :key_sha256, :blocked, :blocked_reason, :budgeted, :granted,
+    :remaining, :leased, :spent, :forfeited, :used, :created_us);
+
+-- name: consumer
+-- One consumer by its id.
+SELECT consumer, loan, name, key_sha256, blocked, blocked_reason, budgeted, granted, remaining,
+    leased, spent, forfeited, used, created_us
+FROM consumers WHERE consumer = :consumer;
+
+-- name: consumers_of_loan
+-- The consumers of a loan, the oldest first.
+SELECT consumer, loan, name, key_sha256, blocked, blocked_reason, budgeted, granted, remaining,
+    leased, spent, forfeited, used, created_us
+FROM consumers WHERE loan = :loan ORDER BY created_us, consumer;
+
+-- name: set_consumer_account
+-- Write what a consumer has and used; the table checks that it adds up.
+UPDATE consumers SET granted = :granted, remaining = :remaining, leased = :leased,
+    spent = :spent, forfeited = :forfeited, used = :used
+WHERE consumer = :consumer;
+
+-- name: set_consumer_blocked
+-- Block or unblock a consumer.
+UPDATE consumers SET blocked = :blocked, blocked_reason = :blocked_reason
+WHERE consumer = :consumer;
+
+-- name: insert_session
+-- Open a session: its evidence was appraised as acceptable.
+INSERT INTO sessions (session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee,
+    measurement, software, opened_us, disconnected_us, ended_us, end_reason, last_report,
+    report_sha256, decision)
+VALUES (:session, :loan, :state, :tls_spki_sha256, :signing_key, :hpke_key, :tee, :measurement,
+    :software, :opened_us, :disconnected_us, :ended_us, :end_reason, :last_report,
+    :report_sha256, :decision);
+
+-- name: session
+-- One session by its id.
+SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+FROM sessions WHERE session = :session;
+
+-- name: sessions_of_loan
+-- The sessions of a loan, the newest first.
+SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+FROM sessions WHERE loan = :loan ORDER BY opened_us DESC, session LIMIT :limit;
+
+-- name: live_sessions_of_loan
+-- The sessions of a loan that count against max_enclaves, the longest silent first.
+SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+FROM sessions WHERE loan = :loan AND state = 'live'
+ORDER BY coalesce(disconnected_us, 9223372036854775807), session;
+
+-- name: count_connected_sessions
+-- How many sessions share what is left.
+SELECT count(*) AS sessions FROM sessions
+WHERE loan = :loan AND state = 'live' AND disconnected_us IS NULL;
+
+-- name: set_session_state
+-- Move a session to another state, or note when its connection opened or closed.
+UPDATE sessions SET state = :state, disconnected_us = :disconnected_us, ended_us = :ended_us,
+    end_reason = :end_reason
+WHERE session = :session;
+
+-- name: set_session_report
+-- Note the last report and what was decided on it; numbers only rise, one by one.
+UPDATE sessions SET last_report = :last_report, report_sha256 = :report_sha256,
+    decision = :decision
+WHERE session = :session AND last_report = :last_report - 1;
+
+-- name: disconnect_all_sessions
+-- After a start nobody is connected yet, and every session gets a fresh grace.
+UPDATE sessions SET disconnected_us = :now_us;
+
+-- name: silent_sessions
+-- Live sessions that were silent for their grace and have nothing left to settle.
+SELECT sessions.session AS session FROM sessions JOIN loans ON loans.loan = sessions.loan
+WHERE sessions.state = 'live'
+    AND sessions.disconnected_us + loans.settle_grace_us <= :now_us
+    AND NOT EXISTS (
+        SELECT 1 FROM leases WHERE leases.session = sessions.session AND leases.state = 'open')
+ORDER BY sessions.session LIMIT :limit;
+
+-- name: insert_lease
+-- Grant a lease.
+INSERT INTO leases (lease, session, loan, number, credits, duration_us, granted_us, expires_us,
+    state, used, forfeited_us, refunded_us)
+VALUES (:lease, :session, :loan, :number, :credits, :duration_us, :granted_us, :expires_us,
+    :state, :used, :forfeited_us, :refunded_us);
+
+-- name: insert_lease_cap
+-- Reserve a part of a consumer's own budget for a lease.
+INSERT INTO lease_caps (lease, consumer, credits) VALUES (:lease, :consumer, :credits);
+
+-- name: lease
+-- One lease by its id.
+SELECT lease, session, loan, number, credits, duration_us, granted_us, expires_us, state, used,
+    forfeited_us, refunded_us
+FROM leases WHERE lease = :lease;
+
+-- name: lease_caps
+-- What a lease reserves.
+SELECT consumer, credits FROM lease_caps WHERE lease = :lease ORDER BY consumer;
+
+-- name: leases_of_loan
+-- The leases of a loan, the newest first.
+SELECT lease, session, loan, number, credits, duration_us, granted_us, expires_us, state, used,
+    forfeited_us, refunded_us
+FROM leases WHERE loan = :loan ORDER BY granted_us DESC, lease LIMIT :limit;
+
+-- name: open_of_session
+-- How many leases a session has not settled, their credits, and when the last is over.
+SELECT count(*) AS leases, coalesce(sum(credits), 0) AS credits, max(expires_us) AS expires_us
+FROM leases WHERE session = :session AND state = 'open';
+
+-- name: unsettled_of_session
+-- Whether a session still has anything to settle, forfeited or not.
+SELECT count(*) AS leases FROM leases
+WHERE session = :session AND state IN ('open', 'forfeited');
+
+-- name: set_lease_state
+-- Settle, forfeit or refund a lease.
+UPDATE leases SET state = :state, used = :used, forfeited_us = :forfeited_us,
+    refunded_us = :refunded_us
+WHERE lease = :lease;
+
+-- name: leases_to_forfeit
+-- Leases that are over since their grace, of sessions that are silent since theirs.
+SELECT leases.lease AS lease FROM leases
+    JOIN sessions ON sessions.session = leases.session
+    JOIN loans ON loans.loan = leases.loan
+WHERE leases.state = 'open'
+    AND leases.expires_us + loans.settle_grace_us <= :now_us
+    AND sessions.disconnected_us + loans.settle_grace_us <= :now_us
+ORDER BY leases.lease LIMIT :limit;
+
+-- name: exposure
+-- Credits in leases that live, and when the last is over. A lease of duration 0 lives until it is
+-- settled, as long as its session is connected: the queries that asked for it may be running.
+SELECT coalesce(sum(leases.credits), 0) AS credits, max(leases.expires_us) AS expires_us
+FROM leases JOIN sessions ON sessions.session = leases.session
+WHERE leases.loan = :loan AND leases.state = 'open'
+    AND (leases.expires_us > :now_us
+        OR (leases.duration_us = 0 AND sessions.disconnected_us IS NULL));
+
+-- name: insert_settlement
+-- Keep a signed settlement as it came.
+INSERT INTO settlements (lease, used, receipts, receipt_chain, payload, signature, received_us)
+VALUES (:lease, :used, :receipts, :receipt_chain, :payload, :signature, :received_us);
+
+-- name: insert_settlement_use
+-- Keep whose use it reports.
+INSERT INTO settlement_uses (lease, consumer, credits) VALUES (:lease, :consumer, :credits);
+
+-- name: settlement_payload
+-- The signed bytes of a lease's settlement.
+SELECT payload FROM settlements WHERE lease = :lease;
+
+-- name: insert_grant
+-- Keep why credits were made.
+INSERT INTO grants (loan, consumer, credits, kind, lease, reason, actor, idempotency_key,
+    created_us)
+VALUES (:loan, :consumer, :credits, :kind, :lease, :reason, :actor, :idempotency_key,
+    :created_us);
+
+-- name: grant_of_key
+-- The grant that a call with this idempotency key made.
+SELECT loan, consumer, credits, kind, lease, reason, actor, idempotency_key, created_us
+FROM grants WHERE idempotency_key = :idempotency_key;
+
+-- name: grants_of_loan
+-- The grants of a loan, the newest first.
+SELECT loan, consumer, credits, kind, lease, reason, actor, idempotency_key, created_us
+FROM grants WHERE loan = :loan ORDER BY number DESC LIMIT :limit;
+
+-- name: insert_request
+-- Keep a request for more.
+INSERT INTO requests (request, loan, consumer, session, credits, reason, state, granted,
+    decision_reason, created_us, decided_us)
+VALUES (:request, :loan, :consumer, :session, :credits, :reason, :state, :granted,
+    :decision_reason, :created_us, :decided_us);
+
+-- name: request
+-- One request by its id.
+SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
+    created_us, decided_us
+FROM requests WHERE request = :request;
+
+-- name: open_request_of_consumer
+-- The open request of a consumer, if any.
+SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
+    created_us, decided_us
+FROM requests WHERE loan = :loan AND consumer = :consumer AND state = 'open';
+
+-- name: requests_of_loan
+-- The requests of a loan, the newest first.
+SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
+    created_us, decided_us
+FROM requests WHERE loan = :loan ORDER BY created_us DESC, request LIMIT :limit;
+
+-- name: set_request_decision
+-- Decide on an open request, once.
+UPDATE requests SET state = :state, granted = :granted, decision_reason = :decision_reason,
+    decided_us = :decided_us
+WHERE request = :request AND state = 'open';
+
+-- name: insert_stop_proof
+-- Keep a proof of wiping as it came.
+INSERT INTO stop_proofs (session, payload, signature, received_us)
+VALUES (:session, :payload, :signature, :received_us);
+
+-- name: stop_proof
+-- The proof of a session.
+SELECT session, payload, signature, received_us FROM stop_proofs WHERE session = :session;
+
+-- name: insert_event
+-- Append one event.
+INSERT INTO events (time_us, kind, actor, loan, session, consumer, lease, detail)
+VALUES (:time_us, :kind, :actor, :loan, :session, :consumer, :lease, :detail);
+
+-- name: events_after
+-- Events from a number on, the oldest first.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE number > :after AND (:loan IS NULL OR loan = :loan)
+ORDER BY number LIMIT :limit;
+
+-- name: last_events
+-- The newest events, the newest first.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE (:loan IS NULL OR loan = :loan)
+ORDER BY number DESC LIMIT :limit;
