@@ -12,7 +12,8 @@ import pytest
 from aigovtool.attestation.evidence import Tee
 from aigovtool.attestation.nitro.claims import NitroClaims
 from aigovtool.attestation.nitro.policy import appraise
-from aigovtool.attestation.nitro.verify import verify
+from aigovtool.attestation.nitro.verify import AWS_ROOTS, verify
+from aigovtool.attestation.x509chain import fingerprint, load_certificates
 from aigovtool.errors import MalformedError, VerificationError
 from tests.attestation.fake_vendors import NO_ENDORSEMENTS, nitro_evidence
 from tests.attestation.snp_nitro_vectors import (
@@ -24,6 +25,7 @@ from tests.attestation.snp_nitro_vectors import (
     one,
     time_of,
 )
+from tests.shared_data import shared
 
 STRICT = nitro_policy(debug="forbidden")
 SECOND = timedelta(seconds=1)
@@ -156,3 +158,9 @@ def test_a_missing_document_is_malformed() -> None:
     evidence = replace(AUTHENTIC[0].evidence, documents={})
     with pytest.raises(MalformedError, match="without the document"):
         verify(evidence, NO_ENDORSEMENTS, now=AUTHENTIC[0].time)
+
+
+def test_the_pin_is_awss_root() -> None:
+    path = shared("evidence", "roots", "aws_nitro_enclaves_root_g1.pem")
+    [root] = load_certificates(path.read_bytes(), what=path.name)
+    assert frozenset({fingerprint(root)}) == AWS_ROOTS

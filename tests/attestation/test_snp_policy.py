@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from aigovtool.attestation.evidence import Tee
+from aigovtool.attestation.nitro.policy import NitroPolicy
+from aigovtool.attestation.policy import parse_policy
 from aigovtool.attestation.snp.claims import SnpClaims
 from aigovtool.attestation.snp.layout import FirmwareVersion
 from aigovtool.attestation.snp.policy import SnpPolicy, TcbMinimum, appraise
@@ -283,3 +287,15 @@ class TestTheFile:
     def test_another_tees_policy_is_not_this_one(self) -> None:
         with pytest.raises(msgspec.ValidationError):
             msgspec.toml.decode(f'tee = "nitro"\n{self.FREE}', type=SnpPolicy)
+
+
+def test_the_policies_in_the_documentation_are_policies() -> None:
+    page = Path(__file__).parents[2] / "docs" / "attestation-snp-nitro.md"
+    snp, nitro = (
+        parse_policy(text.encode())
+        for text in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    )
+    assert [type(alternative) for alternative in nitro.accept] == [NitroPolicy]
+    [alternative] = snp.accept
+    assert isinstance(alternative, SnpPolicy)
+    assert appraise(milan(), alternative) == []

@@ -13,7 +13,9 @@ import pytest
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.snp.claims import SnpClaims
 from aigovtool.attestation.snp.policy import appraise
+from aigovtool.attestation.snp.product import AMD_ROOTS, Product
 from aigovtool.attestation.snp.verify import verify
+from aigovtool.attestation.x509chain import fingerprint, load_certificates, verify_chain
 from aigovtool.errors import AIGovToolError, MalformedError, VerificationError
 from tests.attestation.snp_nitro_vectors import (
     Vector,
@@ -24,6 +26,7 @@ from tests.attestation.snp_nitro_vectors import (
     snp_policy,
     time_of,
 )
+from tests.shared_data import shared
 
 STRICT = snp_policy(debug="forbidden")
 SECOND = timedelta(seconds=1)
@@ -253,3 +256,15 @@ def test_refusals_name_what_was_expected_and_what_came() -> None:
     reason = caught.value.reasons[0]
     assert (reason.code, reason.expected) == ("snp.hwid", chip)
     assert reason.came != chip
+
+
+@pytest.mark.parametrize("product", list(Product))
+@pytest.mark.parametrize("kind", ["ask", "asvk"])
+def test_the_pins_are_amds_roots(product: Product, kind: str) -> None:
+    path = shared("evidence", "roots", f"amd_{product.lower()}_{kind}_ark.pem")
+    intermediate, root = load_certificates(path.read_bytes(), what=path.name)
+    assert AMD_ROOTS[fingerprint(root)] is product
+    now = intermediate.not_valid_before_utc
+    verify_chain(
+        [intermediate, root], root_fingerprints=frozenset(AMD_ROOTS), now=now, first_is_issuer=True
+    )

@@ -1,10 +1,10 @@
 """
 The three AMD product lines that have SEV-SNP: their roots, their CPUIDs and their TCB layouts.
 
-The pins are SHA-256 of the DER of AMD's root certificates (ARK), computed from the certificates
-that AMD's key distribution service gives under ``/vcek/v1/{product}/cert_chain`` and
-``/vlek/v1/{product}/cert_chain`` (both end in the same ARK), and equal to those in AMD's ``sev``
-and Google's ``go-sev-guest`` libraries. The certificates themselves come with the endorsements.
+The pins are SHA-256 of the DER of AMD's root certificates (ARK), which AMD's key distribution
+service gives last under ``https://kdsintf.amd.com/vcek/v1/{product}/cert_chain`` (and again under
+``/vlek/v1/…``). They were computed from the copies in Google's ``go-sev-guest``; independent
+projects that fetched from AMD pin the same. The certificates come with the endorsements.
 """
 
 from __future__ import annotations
