@@ -10,14 +10,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from aigovtool.attestation.azure import verify as azure
+from aigovtool.attestation.azure.policy import AzureSnpPolicy, AzureTdxPolicy
 from aigovtool.attestation.dcap.collateral import documents_from_json
+from aigovtool.attestation.dcap.policy import TdxPolicy
 from aigovtool.attestation.dcap.verify import QUOTE
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.nvidia import verify as nvidia
 from aigovtool.attestation.snp import verify as snp
+from aigovtool.attestation.snp.policy import SnpPolicy
 from aigovtool.attestation.tpm2 import verify as tpm2
 from tests.shared_data import ROOT, shared
 
@@ -158,3 +162,44 @@ def flips(body: bytes, *, step: int = 1) -> Iterator[bytes]:
 def _manifest() -> tuple[Mapping[str, Any], ...]:
     path = ROOT / "evidence" / "manifest.json"
     return tuple(json.loads(path.read_bytes())["vectors"]) if path.exists() else ()
+
+
+# What the README of the recordings calls strict.
+TDX_STRICT: dict[str, Any] = {
+    "tee": "tdx",
+    "tcb_statuses": ["UpToDate"],
+    "tcb_grace_days": 0,
+    "min_tcb_evaluation_number": 0,
+    "advisories_refused": [],
+    "debug": False,
+    "sept_ve_disable": "set",
+    "migratable": "any",
+    "pks": "clear",
+    "key_locker": "clear",
+    "perfmon": "any",
+    "mr_service_td": ["00" * 48],
+    "xfam": "00" * 8,
+    "xfam_mask": "00" * 8,
+}
+SNP_STRICT: dict[str, Any] = {"tee": "snp", "debug": "forbidden"}
+GUEST = {
+    "vm_ids": "any",
+    "pcrs": "any",
+    "secure_boot": "any",
+    "console": "any",
+    "attestation_key": "any",
+}
+
+
+def free_but(kind: type[msgspec.Struct], given: dict[str, Any]) -> dict[str, Any]:
+    """A table of *kind* in which every field that is not given is ``any``."""
+    return {field.name: "any" for field in msgspec.structs.fields(kind)} | given
+
+
+def strict_policy(tee: str) -> AzureSnpPolicy | AzureTdxPolicy:
+    tee = str(tee)
+    if tee == "azure-snp":
+        hardware = free_but(SnpPolicy, SNP_STRICT)
+        return msgspec.convert({"tee": tee, "hardware": hardware, **GUEST}, AzureSnpPolicy)
+    hardware = free_but(TdxPolicy, TDX_STRICT)
+    return msgspec.convert({"tee": tee, "hardware": hardware, **GUEST}, AzureTdxPolicy)
