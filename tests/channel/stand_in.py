@@ -286,6 +286,8 @@ class StandIn:
         """Serve budget and inference as an enclave does."""
         if asked.target == BUDGET_PATH:
             return answer(encode(self.budget()), headers={REMAINING: str(self.credits)})
+        if asked.method == "GET":
+            return answer(b'{"live":true}')
         if self.credits == 0:
             return self.problem(self.exhausted())
         self.credits -= 1

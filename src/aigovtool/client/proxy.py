@@ -1,0 +1,320 @@
+"""
+A proxy on this machine that verifies the enclave, so that any HTTP client can be used as it is.
+
+    curl, tritonclient, openai ──HTTP, loopback──▶ proxy ──judged and pinned TLS──▶ enclave
+
+Rule 1: nothing is forwarded but to a judged enclave; one that is refused gets nothing (502).
+Rule 2: bodies pass byte for byte, as they come, both ways, in bounded memory.
+Rule 3: the proxy lends out its user's key, so it serves programs and not web pages: a Host that is
+        a foreign name (DNS rebinding), and whatever a browser says a page asked for, are refused.
+Rule 4: a receipt that comes with an answer is checked before the answer is passed on.
+
+It adds the API key to requests that bring no Authorization of their own, and passes on the paths
+``/v1`` and ``/v2`` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import msgspec
+import uvicorn
+
+from aigovtool.channel.address import Address
+from aigovtool.channel.connect import AttestedChannel
+from aigovtool.channel.http1 import Headers, Request, Response
+from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.receipts import verify_receipt
+from aigovtool.errors import (
+    AIGovToolError,
+    ConfigurationError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
+from aigovtool.wire.codec import encode
+from aigovtool.wire.headers import RECEIPT
+from aigovtool.wire.problem import CONTENT_TYPE, Problem, headers_of, problem_of
+
+SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a wait for credits
+SHUTDOWN_TIMEOUT_S = 5
+
+_PATHS = ("/v1", "/v2")
+# RFC 9110 section 7.6.1, and what both sides make for themselves
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",
+     b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)  # fmt: skip
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_RECEIPT = RECEIPT.lower().encode()
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Proxy:
+    """
+    The ASGI application.
+
+    Args:
+        channel: to the enclave, judged already.
+        api_key: added to requests without an Authorization; None adds nothing.
+        name: under which it listens, beside ``localhost`` and every IP address.
+    """
+
+    def __init__(self, channel: AttestedChannel, *, api_key: str | None, name: str) -> None:
+        self._channel = channel
+        self._authorization = None if api_key is None else b"Bearer " + api_key.encode("ascii")
+        self._names = frozenset((name.lower(), "localhost"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise ConfigurationError("the proxy speaks HTTP only", came=scope["type"])
+        exchange = _Exchange(receive, send)
+        try:
+            self._admit(scope)
+        except AIGovToolError as error:
+            await exchange.refuse(error, problem_of(error))
+            return
+        forwarding = asyncio.create_task(self._forward(scope, exchange))
+        watching = asyncio.create_task(exchange.wait_until_gone())
+        try:
+            await asyncio.wait((forwarding, watching), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # a client that went away must not keep the enclave computing
+            forwarding.cancel()
+            watching.cancel()
+            await asyncio.wait((forwarding, watching))
+        if not forwarding.cancelled():
+            forwarding.result()
+
+    def _admit(self, scope: Scope) -> None:
+        """Raise RefusedError for what is not a program on this machine asking for ``/v1, /v2``."""
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or not self._is_mine(hosts[0]):
+            raise RefusedError(
+                "the Host header names somebody else",
+                code="proxy.host",
+                expected="localhost, or an IP address",
+                came=repr(hosts)[:100],
+                mend="ask for the proxy by the address that it listens on",
+            )
+        headers = dict(scope["headers"])
+        if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") != b"none":
+            raise RefusedError(
+                "a web page asked, and this proxy serves programs only",
+                code="proxy.origin",
+                mend="let the page's own server ask",
+            )
+        path = scope["path"]
+        if not any(path == prefix or path.startswith(prefix + "/") for prefix in _PATHS):
+            raise NotFoundError(
+                "the proxy does not pass on this path",
+                code="proxy.path",
+                expected=" or ".join(f"{prefix}/…" for prefix in _PATHS),
+            )
+
+    def _is_mine(self, host: str) -> bool:
+        name, _, port = host.rpartition(":")
+        if not name or not port.isdigit():
+            name = host
+        with suppress(ValueError):
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            return True  # DNS can make a name lead here, never an address
+        return name.lower() in self._names
+
+    async def _forward(self, scope: Scope, exchange: _Exchange) -> None:
+        try:
+            async with asyncio.timeout(SILENCE_TIMEOUT_S) as limit:
+                headers = self._headers_of(scope)
+                body, length = await exchange.take_body(scope)
+
+                def make(_: VerifiedEnclave) -> Request:
+                    return Request(
+                        # httptools cannot be told that an answer to HEAD has no body
+                        method=b"GET" if scope["method"] == "HEAD" else scope["method"].encode(),
+                        target=_target_of(scope),
+                        headers=headers,
+                        body=body,
+                        length=length,
+                    )
+
+                async with self._channel.exchange(make) as (enclave, response):
+                    if (receipt := response.header(_RECEIPT)) is not None:
+                        verify_receipt(receipt, enclave)
+                    await exchange.pass_on(response, limit)
+        except TimeoutError:
+            late = UnavailableError("the enclave fell silent", code="channel.timeout")
+            await exchange.refuse(late, problem_of(late))
+        except AIGovToolError as error:
+            problem = problem_of(error)
+            if not isinstance(error, UnavailableError):
+                problem = msgspec.structs.replace(problem, status=502, title="Enclave refused")
+            await exchange.refuse(error, problem)
+
+    def _headers_of(self, scope: Scope) -> Headers:
+        headers = _passed(scope["headers"], _NOT_FORWARDED)
+        if self._authorization is not None and all(name != b"authorization" for name, _ in headers):
+            headers.append((b"authorization", self._authorization))
+        return tuple(headers)
+
+
+class _Exchange:
+    """One request of the proxy's client and the answer to it, in ASGI's terms."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._taken = asyncio.Event()  # the request's body, to its end
+        self._started = False
+
+    async def take_body(
+        self, scope: Scope
+    ) -> tuple[tuple[bytes, ...] | AsyncIterator[bytes], int | None]:
+        """Return the request's body, whole if it came in one piece, and its length if known."""
+        first = await self._receive()
+        if first["type"] == "http.disconnect":
+            raise _gone()
+        if not first.get("more_body"):
+            self._taken.set()
+            return (first["body"],), len(first["body"])
+        length = next(
+            (int(value) for name, value in scope["headers"] if name == b"content-length"), None
+        )
+        return self._rest(first["body"]), length
+
+    async def _rest(self, piece: bytes) -> AsyncIterator[bytes]:
+        yield piece
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _gone()
+            yield message["body"]
+            if not message.get("more_body"):
+                self._taken.set()
+                return
+
+    async def wait_until_gone(self) -> None:
+        """Return when the client has hung up; meanwhile nobody else may receive."""
+        await self._taken.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def pass_on(self, response: Response, limit: asyncio.Timeout) -> None:
+        """Pass on the answer as it comes; every piece moves the *limit*."""
+        headers = _passed(response.headers, _HOP_BY_HOP)
+        await self._start(response.status, headers)
+        loop = asyncio.get_running_loop()
+        async for piece in response.chunks():
+            limit.reschedule(loop.time() + SILENCE_TIMEOUT_S)
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def refuse(self, error: AIGovToolError, problem: Problem) -> None:
+        """Answer with a problem document; an answer that has begun is left cut off instead."""
+        if self._started:
+            return
+        body = encode(problem)
+        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(len(body))}
+        headers |= headers_of(error)
+        await self._start(
+            problem.status, [(name.encode(), value.encode()) for name, value in headers.items()]
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def serve_proxy(
+    channel: AttestedChannel,
+    *,
+    api_key: str | None,
+    listen: Address,
+    dangerously_beyond_loopback: bool,
+    on_ready: Callable[[Address], None],
+) -> None:
+    """
+    Serve until the process is told to stop (SIGINT, SIGTERM).
+
+    Args:
+        dangerously_beyond_loopback: whether *listen* may be reached from other machines, which can
+            then use the API key, and send their inputs to here in the clear.
+        on_ready: called with the address when it listens.
+
+    Raises:
+        ConfigurationError: *listen* cannot be listened on, or other machines could reach it.
+    """
+    listener = _listen(listen, dangerously_beyond_loopback=dangerously_beyond_loopback)
+    with listener:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                Proxy(channel, api_key=api_key, name=listen.host),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+            )
+        )
+        on_ready(Address(host=listen.host, port=listener.getsockname()[1]))
+        await server.serve(sockets=[listener])
+
+
+def _listen(listen: Address, *, dangerously_beyond_loopback: bool) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+        if not dangerously_beyond_loopback:
+            for *_, where in found:
+                _require_loopback(listen, str(where[0]))
+        family, *_, where = found[0]
+        return socket.create_server(where, family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {listen}", came=error.strerror or type(error).__name__
+        ) from None
+
+
+def _require_loopback(listen: Address, where: str) -> None:
+    if not ipaddress.ip_address(where.partition("%")[0]).is_loopback:
+        raise ConfigurationError(
+            f"{listen} can be reached from other machines, which could use the API key",
+            code="proxy.loopback",
+            expected="an address such as 127.0.0.1:8080",
+            mend="listen on loopback; --dangerously-listen-beyond-loopback if you mean it",
+        )
+
+
+def _target_of(scope: Scope) -> bytes:
+    query = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    return path + b"?" + query if query else path
+
+
+def _passed(
+    headers: list[tuple[bytes, bytes]], dropped: frozenset[bytes]
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers that are for the other end, without those named by ``Connection``."""
+    named = {
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+    return [(name, value) for name, value in headers if name not in dropped and name not in named]
+
+
+def _gone() -> UnavailableError:
+    return UnavailableError("the client went away before its request was complete")
