@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import datetime
 
 from aigovtool.clock import Clock
@@ -16,11 +17,11 @@ from aigovtool.enclave.control import Ending
 from aigovtool.enclave.flights import Flights
 from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.lifecycle import Lifecycle, State
+from aigovtool.enclave.roster import blocked
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.session import Session
 from aigovtool.errors import (
     AIGovToolError,
-    BlockedError,
     LoanNotActiveError,
     UnavailableError,
 )
@@ -32,14 +33,22 @@ _log = logging.getLogger(__name__)
 
 
 class Enclave:
-    """One enclave server's state. Implements `control.Host` for the session's conversation."""
+    """
+    One enclave server's state. Implements `control.Host` for the session's conversation.
 
-    def __init__(self, *, flights: Flights, clock: Clock) -> None:
+    Args:
+        on_ready: called each time the enclave begins to serve.
+    """
+
+    def __init__(
+        self, *, flights: Flights, clock: Clock, on_ready: Callable[[Session], None]
+    ) -> None:
         self.life = Lifecycle()
         self.session: Session | None = None
         self.flights = flights
         self.clock = clock
         self.cancelled = 0
+        self._on_ready = on_ready
         self._loading: asyncio.Task[TensorModel] | None = None
         self._wiped: datetime | None = None
 
@@ -76,31 +85,34 @@ class Enclave:
         self.cancelled, self._wiped = 0, None
 
     def loaded(self, session: Session, model: TensorModel) -> None:
-        """The model is loaded: serve."""
+        """The model is loaded: serve, once the custodian has said for whom."""
         session.model = model
-        self.life.move(State.SERVING, "serving")
-        if not session.renewal.connected:
+        self._serve()
+
+    def _serve(self) -> None:
+        session = self.session
+        if session is None or session.model is None or session.roster is None:
+            return
+        if self.life.state is State.LOADING:
+            self.life.move(State.SERVING, "serving")
+            self._on_ready(session)
+        if self.life.state is State.UNREACHABLE and session.renewal.connected:
+            self.life.move(State.SERVING, "serving")
+        elif self.life.state is State.SERVING and not session.renewal.connected:
             self.lost()
 
     # --- control.Host ---------------------------------------------------------------------------
 
     def reached(self) -> None:
-        if self.life.state is State.UNREACHABLE:
-            self.life.move(State.SERVING, "serving")
+        self._serve()
 
     def lost(self) -> None:
         if self.life.state is State.SERVING:
             self.life.move(State.UNREACHABLE, "the custodian cannot be reached")
 
     def consumers_changed(self) -> None:
-        if (session := self.session) is None:
+        if (session := self.session) is None or (roster := session.roster) is None:
             return
-        roster = session.roster
-
-        def blocked() -> BlockedError:
-            return BlockedError(
-                "the custodian has blocked this consumer", mend="only the custodian can unblock it"
-            )
 
         for consumer in self.flights.consumers():
             if not roster.admits(consumer):

@@ -28,8 +28,8 @@ from itertools import islice
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.demand import Demand
-from aigovtool.enclave.meter import Charge, Meter, Use
-from aigovtool.enclave.receipts import Receipts
+from aigovtool.enclave.meter import Use
+from aigovtool.enclave.till import Paid, Till
 from aigovtool.enclave.waiting import Waiter, WaitingQueue
 from aigovtool.errors import (
     AIGovToolError,
@@ -92,8 +92,7 @@ class Renewal:
         session: SessionId,
         key: SigningKey,
         custodian_key: bytes,
-        receipts: Receipts,
-        meter: Meter,
+        till: Till,
         queue: WaitingQueue,
         terms: Terms,
         statement: Signed,
@@ -104,7 +103,8 @@ class Renewal:
         self._session = session
         self._key = key
         self._custodian_key = custodian_key
-        self._receipts = receipts
+        self._till = till
+        self._receipts = till.receipts
         self._wake = wake
         self._demand = Demand(now_s)
         self._number = 0
@@ -118,7 +118,7 @@ class Renewal:
         self._asked_for_more: set[ConsumerId] = set()
         self._more: list[MoreWanted] = []
         self._viewers: list[asyncio.Future[None]] = []
-        self.meter = meter
+        self.meter = till.meter
         self.queue = queue
         self.terms = terms
         self.connected = False
@@ -147,6 +147,10 @@ class Renewal:
         own += sum(use.unused_caps.get(consumer, 0) for use in back)
         return min(own + self.meter.usable(consumer, now_s), of_loan)
 
+    def has_own_budget(self, consumer: ConsumerId) -> bool:
+        """Return whether *consumer* has a budget of its own within the loan's."""
+        return consumer in self._consumer_left
+
     async def acquire(
         self,
         consumer: ConsumerId,
@@ -156,9 +160,9 @@ class Renewal:
         lease_wait_s: float,
         patience_s: float,
         reason: str,
-    ) -> Charge:
+    ) -> Paid:
         """
-        Wait until a lease pays for a query, and charge it.
+        Wait until a lease pays for a query.
 
         Args:
             lease_wait_s: how long to wait for credits that exist.
@@ -288,7 +292,7 @@ class Renewal:
             self._ask_again_s = now_s + ASK_AGAIN_S
         self.low_mark = 0 if self._dry else self._demand.low_mark()
         self._settle(self.meter.close_expired(now_s))  # a lease may come after its time
-        self.queue.serve(lambda consumer, cost: self.meter.charge(consumer, cost, now_s))
+        self.queue.serve(lambda consumer, cost: self._till.pay(consumer, cost, now_s))
         for waiter in self.queue:
             self._consider(waiter)
         self._release_viewers()
@@ -368,7 +372,7 @@ class Renewal:
         self.meter.open(lease, sent.first_sent_at_s, expires_s=math.inf)
         try:
             self.queue.serve(
-                lambda consumer, cost: self.meter.charge(consumer, cost, now_s),
+                lambda consumer, cost: self._till.pay(consumer, cost, now_s),
                 only=frozenset(sent.asked),
             )
         finally:

@@ -50,7 +50,12 @@ class Roster:
         if entry is None:
             raise UnauthenticatedError("not a key of any consumer of this loan")
         if entry.blocked:
-            raise BlockedError(
-                "the custodian has blocked this consumer", mend="only the custodian can unblock it"
-            )
+            raise blocked()
         return entry.consumer
+
+
+def blocked() -> BlockedError:
+    """Say that a consumer may no longer ask."""
+    return BlockedError(
+        "the custodian has blocked this consumer", mend="only the custodian can unblock it"
+    )

@@ -10,10 +10,12 @@ from aigovtool.enclave.enrolment import Enrolment
 from aigovtool.enclave.meter import Meter
 from aigovtool.enclave.receipts import Receipts
 from aigovtool.enclave.renewal import Renewal
-from aigovtool.enclave.roster import Roster
+from aigovtool.enclave.roster import Roster, blocked
 from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.till import Till
 from aigovtool.enclave.waiting import WaitingQueue
-from aigovtool.ids import LoanId
+from aigovtool.errors import UnavailableError
+from aigovtool.ids import ConsumerId, LoanId
 from aigovtool.wire.enrolment import RosterEntry
 
 
@@ -41,8 +43,7 @@ class Session:
         self.custodian_key = enrolment.verified.custodian_key
         self.keys = enrolment.keys
         self.model: TensorModel | None = None
-        self.roster = Roster()
-        self.meter = Meter()
+        self.roster: Roster | None = None  # the custodian says it first in its welcome
         self.receipts = Receipts(
             loan=loan,
             session=enrolment.session,
@@ -50,13 +51,13 @@ class Session:
             key=key,
             clock=clock,
         )
+        self.till = Till(Meter(), self.receipts)
         self.renewal = Renewal(
             loan=loan,
             session=enrolment.session,
             key=key,
             custodian_key=self.custodian_key,
-            receipts=self.receipts,
-            meter=self.meter,
+            till=self.till,
             queue=WaitingQueue(max_waiting),
             terms=enrolment.terms,
             statement=enrolment.statement,
@@ -69,3 +70,20 @@ class Session:
         entries = tuple(entries)
         self.roster = Roster(entries)
         self.renewal.set_roster(entries)
+
+    def authenticate(self, authorization: bytes | None) -> ConsumerId:
+        """
+        Return whose key the value of an Authorization header holds.
+
+        Raises:
+            UnauthenticatedError, BlockedError: as `Roster.authenticate`.
+            UnavailableError: the custodian has not yet said who the consumers are.
+        """
+        if self.roster is None:
+            raise UnavailableError("the consumers of this loan are not known yet")
+        return self.roster.authenticate(authorization)
+
+    def admit(self, consumer: ConsumerId) -> None:
+        """Check again that *consumer* may ask; raises BlockedError."""
+        if self.roster is None or not self.roster.admits(consumer):
+            raise blocked()

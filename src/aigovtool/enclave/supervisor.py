@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.attester.base import Attester
@@ -36,12 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """
-    Leads the enclave through its sessions; `run` is a task of the server.
-
-    Args:
-        on_ready: called each time the enclave begins to serve.
-    """
+    """Leads the enclave through its sessions; `run` is a task of the server."""
 
     def __init__(
         self,
@@ -54,7 +48,6 @@ class Supervisor:
         loan: LoanId,
         max_waiting: int,
         clock: Clock,
-        on_ready: Callable[[Session], None],
     ) -> None:
         self._enclave = enclave
         self._client = client
@@ -64,7 +57,6 @@ class Supervisor:
         self._loan = loan
         self._max_waiting = max_waiting
         self._clock = clock
-        self._on_ready = on_ready
         self._conversation: Conversation | None = None
         self._running: asyncio.Task[None] | None = None
         self._said = ""
@@ -169,7 +161,6 @@ class Supervisor:
                 else:
                     enclave.loaded(session, model)
                     refused.reset()
-                    self._on_ready(session)
             return await talking
         finally:
             talking.cancel()

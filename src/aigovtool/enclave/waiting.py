@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Iterator
 
-from aigovtool.enclave.meter import Charge, Refusal
+from aigovtool.enclave.meter import Refusal
+from aigovtool.enclave.till import Paid
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
 
@@ -38,7 +39,7 @@ class Waiter:
         self.patient = patient
         self.reason = reason
         self.swapped = False  # leases were given back for its sake, once
-        self.paid: asyncio.Future[Charge] = asyncio.get_running_loop().create_future()
+        self.paid: asyncio.Future[Paid] = asyncio.get_running_loop().create_future()
 
 
 class WaitingQueue:
@@ -78,7 +79,7 @@ class WaitingQueue:
 
     def serve(
         self,
-        charge: Callable[[ConsumerId, int], Charge | Refusal],
+        pay: Callable[[ConsumerId, int], Paid | Refusal],
         *,
         only: Container[Waiter] | None = None,
     ) -> None:
@@ -88,7 +89,7 @@ class WaitingQueue:
             wish = (waiter.consumer, waiter.cost)
             if waiter.paid.done() or wish in poor or (only is not None and waiter not in only):
                 continue
-            paid = charge(*wish)
+            paid = pay(*wish)
             if isinstance(paid, Refusal):
                 poor.add(wish)
                 continue

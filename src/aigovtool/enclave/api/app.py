@@ -1,0 +1,170 @@
+"""
+The enclave's HTTP API as one ASGI application: which path is answered by what.
+
+No framework: routing on the hot path is a prefix and a split. Everything but health and attestation
+needs a consumer key, and every refusal is a problem document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from aigovtool import __version__
+from aigovtool.clock import Clock
+from aigovtool.enclave.api.attest import Attest
+from aigovtool.enclave.api.http import (
+    ClientGoneError,
+    Receive,
+    Reply,
+    Request,
+    Scope,
+    Send,
+    fault_reply,
+    json_reply,
+    problem_reply,
+)
+from aigovtool.enclave.api.infer import Infer, check_model
+from aigovtool.enclave.attester.base import Attester
+from aigovtool.enclave.config import Limits
+from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.lifecycle import State
+from aigovtool.enclave.session import Session
+from aigovtool.errors import AIGovToolError, NotFoundError
+from aigovtool.ids import ConsumerId
+from aigovtool.wire.budget import BudgetView
+from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH
+from aigovtool.wire.oip import ServerMetadata
+
+SERVER_NAME = "aigovtool-enclave"
+_MODELS = "/v2/models/"
+_METHOD_NOT_ALLOWED = 405
+_ACTIVE = "active"  # the loan's state, in the words of the custodian
+_LOAN_STATES = {
+    State.SERVING: _ACTIVE,
+    State.STOPPED: "stopped",
+    State.CLOSED: "closed",
+    State.UNREACHABLE: "unreachable",
+}
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+
+class Api:
+    """The ASGI application."""
+
+    def __init__(
+        self, *, enclave: Enclave, attester: Attester, limits: Limits, clock: Clock
+    ) -> None:
+        self._enclave = enclave
+        self._clock = clock
+        self._infer = Infer(enclave, limits, clock)
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v2": {"GET": self._server},
+            "/v2/health/live": {"GET": self._live},
+            "/v2/health/ready": {"GET": self._ready},
+            "/v2/repository/index": {"GET": self._index, "POST": self._index},
+            BUDGET_PATH: {"GET": self._budget},
+            ATTESTATION_PATH: {"GET": Attest(enclave, attester, limits, clock)},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            reply = await self._reply(request)
+        except ClientGoneError:
+            return
+        except AIGovToolError as error:
+            reply = problem_reply(error)
+        except Exception as error:  # noqa: BLE001 - internals stop at this door
+            reply = fault_reply(error)
+        if request.has_unread_body:
+            await reply.send_and_close(send, request)
+        else:
+            await reply.send(send)
+
+    async def _reply(self, request: Request) -> Reply:
+        path = request.path
+        if path.startswith(_MODELS):
+            return await self._model_path(request, path[len(_MODELS) :].split("/"))
+        methods = self._routes.get(path if path == "/" else path.rstrip("/"))
+        if methods is None:
+            raise NotFoundError("no such path here")
+        handler = methods.get(request.method)
+        return _not_allowed(methods) if handler is None else await handler(request)
+
+    async def _model_path(self, request: Request, parts: list[str]) -> Reply:
+        """Answer ``NAME[/versions/VERSION][/infer|/ready]``."""
+        name, version, rest = parts[0], None, parts[1:]
+        if len(rest) >= 2 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        match rest:
+            case ["infer"]:
+                if request.method != "POST":
+                    return _not_allowed(["POST"])
+                return await self._infer(request, name, version)
+            case [] | ["ready"]:
+                if request.method != "GET":
+                    return _not_allowed(["GET"])
+                session, _ = self._known(request)
+                check_model(session, name, version)
+                _, model = self._enclave.serving()
+                return json_reply(model.metadata if not rest else {"ready": True})
+        raise NotFoundError("no such path here")
+
+    async def _live(self, _: Request) -> Reply:
+        return json_reply({"live": True})
+
+    async def _ready(self, _: Request) -> Reply:
+        self._enclave.serving()
+        return json_reply({"ready": True})
+
+    async def _server(self, request: Request) -> Reply:
+        self._known(request)
+        return json_reply(ServerMetadata(name=SERVER_NAME, version=__version__))
+
+    async def _index(self, request: Request) -> Reply:
+        session, _ = self._known(request)
+        manifest, ready = session.verified.manifest, self._enclave.life.admits
+        return json_reply(
+            [
+                {
+                    "name": manifest.name,
+                    "version": manifest.version,
+                    "state": "READY" if ready else "UNAVAILABLE",
+                    "reason": "" if ready else self._enclave.life.reason,
+                }
+            ]
+        )
+
+    async def _budget(self, request: Request) -> Reply:
+        session, consumer = self._known(request)
+        renewal, now_s = session.renewal, self._clock.monotonic_s()
+        valid_s = session.till.meter.valid_until_s() - now_s
+        return json_reply(
+            BudgetView(
+                loan=session.loan,
+                consumer=consumer,
+                model=session.verified.manifest.name,
+                model_version=session.verified.manifest.version,
+                state=_LOAN_STATES.get(self._enclave.life.state, "unreachable"),
+                remaining=renewal.remaining(consumer, now_s),
+                own_budget=renewal.has_own_budget(consumer),
+                lease_remaining=session.till.meter.credits(now_s),
+                lease_valid_s=max(0.0, valid_s),
+                waiting=len(renewal.queue),
+            )
+        )
+
+    def _known(self, request: Request) -> tuple[Session, ConsumerId]:
+        """Return the session and whose key came; also while no query is admitted."""
+        session = self._enclave.session
+        if session is None:
+            raise self._enclave.not_serving()
+        return session, session.authenticate(request.headers.get(b"authorization"))
+
+
+def _not_allowed(methods: Iterable[str]) -> Reply:
+    allowed = ", ".join(methods)
+    error = NotFoundError("this path has no such method", expected=allowed)
+    reply = problem_reply(error, [(b"allow", allowed.encode())])
+    return Reply(_METHOD_NOT_ALLOWED, reply.headers, reply.chunks)

@@ -1,0 +1,122 @@
+"""
+``GET /.well-known/attestation?nonce=…``: fresh evidence for a consumer, before it sends anything.
+
+Rule 1: whoever asks gets it, without a key: a consumer must judge before it shows its key.
+Rule 2: evidence costs time, so that all together get only so much of it.
+Rule 3: the statement names a live lease, if there is anything to lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qs
+
+from aigovtool.attestation.binding import NONCE_BYTES, report_data
+from aigovtool.attestation.evidence import Endorsements, Evidence
+from aigovtool.clock import Clock
+from aigovtool.enclave.api.http import Reply, Request, json_reply
+from aigovtool.enclave.attester.base import Attester
+from aigovtool.enclave.config import Limits
+from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.enrolment import documents
+from aigovtool.enclave.keys import on_the_wire
+from aigovtool.errors import MalformedError, UnavailableError
+from aigovtool.wire.enrolment import AttestationDocument
+
+EVIDENCE_THREADS = 2
+
+
+class TokenBucket:
+    """A rate with a burst. Pure: time is an argument, in seconds."""
+
+    __slots__ = ("_at_s", "_burst", "_level", "_rate")
+
+    def __init__(self, *, per_s: float, burst: int, now_s: float) -> None:
+        self._rate = per_s
+        self._burst = burst
+        self._level = float(burst)
+        self._at_s = now_s
+
+    def take(self, now_s: float) -> float:
+        """Take one and return 0, or return after how many seconds there will be one."""
+        self._level = min(self._burst, self._level + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        if self._level < 1:
+            return (1 - self._level) / self._rate
+        self._level -= 1
+        return 0.0
+
+
+class Attest:
+    """Serves attestation documents."""
+
+    def __init__(self, enclave: Enclave, attester: Attester, limits: Limits, clock: Clock) -> None:
+        self._enclave = enclave
+        self._attester = attester
+        self._wait_s = limits.attestation_wait_s
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(EVIDENCE_THREADS, thread_name_prefix="evidence")
+        self._bucket = TokenBucket(
+            per_s=limits.attestations_per_s,
+            burst=limits.attestation_burst,
+            now_s=clock.monotonic_s(),
+        )
+
+    async def __call__(self, request: Request) -> Reply:
+        """Answer with an `AttestationDocument` for the nonce in the query string."""
+        nonce = _nonce(request.query)
+        session, _ = self._enclave.serving()
+        now_s = self._clock.monotonic_s()
+        if (after_s := self._bucket.take(now_s)) > 0:
+            raise UnavailableError(
+                "too many ask for evidence", code="attestation.rate", retry_after_s=after_s
+            )
+        bound = report_data(
+            nonce=nonce,
+            keys=session.keys,
+            custodian_key=session.custodian_key,
+            loan_id=session.loan,
+        )
+        evidence, statement = await asyncio.gather(
+            self._evidence(bound), session.renewal.live_lease(now_s, wait_s=self._wait_s)
+        )
+        self._enclave.serving()  # it may have been stopped meanwhile
+        return json_reply(
+            AttestationDocument(
+                nonce=nonce,
+                keys=on_the_wire(session.keys),
+                custodian_key=session.custodian_key,
+                loan=session.loan,
+                evidence=documents(evidence[0]),
+                endorsements=documents(evidence[1]),
+                manifest=session.verified.signed,
+                statement=statement,
+            )
+        )
+
+    async def _evidence(self, bound: bytes) -> tuple[Evidence, Endorsements]:
+        def make() -> tuple[Evidence, Endorsements]:
+            return self._attester.evidence(bound), self._attester.endorsements()
+
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+        except TimeoutError:
+            raise UnavailableError(
+                "the platform gave no evidence in time", code="attestation.slow"
+            ) from None
+
+
+def _nonce(query: bytes) -> bytes:
+    """Read the nonce, 64 hex digits; raises MalformedError."""
+    try:
+        fields = parse_qs(query.decode("ascii"), strict_parsing=True, max_num_fields=8)
+        (text,) = fields["nonce"]
+        if len(text) != 2 * NONCE_BYTES:
+            raise ValueError
+        return bytes.fromhex(text)
+    except (KeyError, ValueError):
+        raise MalformedError(
+            "no nonce", code="attestation.nonce", expected=f"?nonce=<{2 * NONCE_BYTES} hex digits>"
+        ) from None

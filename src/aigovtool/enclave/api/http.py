@@ -1,0 +1,185 @@
+"""
+HTTP without a framework: a request as ASGI gives it, a reply, and a body that is bounded.
+
+Rule 1: a body is read only as far as its limit, and only for so long.
+Rule 2: every error leaves as problem details; one that is our own fault says nothing but that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from aigovtool.errors import AIGovToolError, MalformedError, TooLargeError, UnavailableError
+from aigovtool.wire.problem import CONTENT_TYPE, INTERNAL, headers_of, problem_of
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+JSON_HEADER: Header = (b"content-type", b"application/json")
+CLOSE: Header = (b"connection", b"close")  # what is left of a refused body is not read
+
+LINGER_BYTES = 4 << 20  # of a refused body that are read all the same
+LINGER_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection: there is nobody to answer."""
+
+
+class Request:
+    """One request. `headers` has the last of each name, in lower case."""
+
+    __slots__ = ("_read", "headers", "method", "path", "query", "receive")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        self.receive = receive
+        self._read = False
+
+    @property
+    def has_unread_body(self) -> bool:
+        """Whether there is, or may be, something of the body that was not read."""
+        if self._read:
+            return False
+        return b"transfer-encoding" in self.headers or (
+            self.headers.get(b"content-length", b"0") != b"0"
+        )
+
+    async def body(self, *, max_bytes: int, time_s: float) -> bytes:
+        """
+        Read the whole body.
+
+        Raises:
+            TooLargeError: it is, or says that it is, longer than *max_bytes*; the rest is not read.
+            MalformedError: its length is no number.
+            UnavailableError: it did not arrive within *time_s*.
+            ClientGoneError: the client left.
+        """
+        stated = self.headers.get(b"content-length", b"0")
+        if not stated.isdigit():
+            raise MalformedError("Content-Length is not a length")
+        if int(stated) > max_bytes:
+            raise _too_large(max_bytes, f"{int(stated)} bytes")
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(time_s):
+                while not self._read:
+                    pieces.append(await self._piece())
+                    size += len(pieces[-1])
+                    if size > max_bytes:
+                        raise _too_large(max_bytes, f"{size} bytes or more")
+        except TimeoutError:
+            raise UnavailableError(
+                f"the body did not arrive within {time_s:g} s", code="body.time"
+            ) from None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def discard(self, *, max_bytes: int, time_s: float) -> None:
+        """Read on and forget, so that a client that still sends comes to read its answer."""
+        with contextlib.suppress(TimeoutError, ClientGoneError):
+            async with asyncio.timeout(time_s):
+                while not self._read and max_bytes > 0:
+                    max_bytes -= len(await self._piece())
+
+    async def _piece(self) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        self._read = not message.get("more_body", False)
+        body: bytes = message["body"]
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What to answer. The content length is added when it is sent."""
+
+    status: int
+    headers: tuple[Header, ...] = ()
+    chunks: tuple[bytes | memoryview, ...] = field(default=(b"",))
+
+    async def send(self, send: Send) -> None:
+        """Send it."""
+        await self._start(send)
+        last = len(self.chunks) - 1
+        for index, chunk in enumerate(self.chunks):
+            await send({"type": "http.response.body", "body": chunk, "more_body": index < last})
+
+    async def send_and_close(self, send: Send, request: Request) -> None:
+        """
+        Send it although the request's body was not read, and end the connection.
+
+        To close at once would reset the connection under a client that still sends, which then
+        never sees the answer.
+        """
+        await Reply(self.status, (*self.headers, CLOSE), self.chunks)._start(send)
+        for chunk in self.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if b"expect" not in request.headers:  # whoever expects a word first has not sent anything
+            await request.discard(max_bytes=LINGER_BYTES, time_s=LINGER_S)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, send: Send) -> None:
+        length = sum(len(chunk) for chunk in self.chunks)
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status,
+                "headers": [*self.headers, (b"content-length", b"%d" % length)],
+            }
+        )
+
+
+def json_reply(message: object, *, status: int = 200) -> Reply:
+    """Answer with a message as JSON."""
+    return Reply(status, (JSON_HEADER,), (msgspec.json.encode(message),))
+
+
+def problem_reply(error: AIGovToolError, headers: Iterable[Header] = ()) -> Reply:
+    """Answer with an error, and with *headers* too."""
+    problem = problem_of(error)
+    if problem is INTERNAL:
+        log_fault(error)
+    extra = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+    return Reply(
+        problem.status,
+        ((b"content-type", CONTENT_TYPE.encode()), *extra, *headers),
+        (msgspec.json.encode(problem),),
+    )
+
+
+def fault_reply(error: Exception) -> Reply:
+    """Answer to a fault of our own: the client learns nothing, the log where it happened."""
+    log_fault(error)
+    return Reply(
+        INTERNAL.status,
+        ((b"content-type", CONTENT_TYPE.encode()),),
+        (msgspec.json.encode(INTERNAL),),
+    )
+
+
+def log_fault(error: Exception) -> None:
+    """Log kind and place of a fault, and not its message, which could quote a query (I5)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in frames[::-1])
+    _log.error("a fault of our own: %s in %s", type(error).__name__, place)
+
+
+def _too_large(max_bytes: int, came: str) -> TooLargeError:
+    return TooLargeError("the body is too large", expected=f"at most {max_bytes} bytes", came=came)

@@ -1,0 +1,205 @@
+"""
+``POST /v2/models/NAME/infer``: authenticate, read, check, charge, compute, answer.
+
+1. Is there a model to serve, and who asks?
+2. The body, within its limits.
+3. Tensors that fit the model's signature. Up to here nothing is charged.
+4. Room to compute, then the charge, with its receipt; without credits, a refusal or a wait.
+5. The computation. Whatever comes of it, the answer carries the receipt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Mapping
+
+from aigovtool.clock import Clock
+from aigovtool.enclave.api.http import (
+    ClientGoneError,
+    Header,
+    Reply,
+    Request,
+    fault_reply,
+    problem_reply,
+)
+from aigovtool.enclave.api.replay import Replays
+from aigovtool.enclave.config import Limits
+from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.session import Session
+from aigovtool.enclave.till import Paid
+from aigovtool.errors import AIGovToolError, NotFoundError
+from aigovtool.ids import ConsumerId
+from aigovtool.wire import headers as names
+from aigovtool.wire import oip
+from aigovtool.wire.tensors import Array
+
+COST = 1  # one inference of a tensor model is one credit
+INLINE_BYTES = 256 << 10  # what is larger is read and written on a thread, not on the loop
+
+_AUTHORIZATION = b"authorization"
+_IDEMPOTENCY_KEY = b"idempotency-key"
+_PREFER = b"prefer"
+_REASON = names.REASON.lower().encode()
+_RECEIPT = names.RECEIPT.lower().encode()
+_REMAINING = names.REMAINING.lower().encode()
+_HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
+_WAIT = re.compile(rb'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
+
+
+class Infer:
+    """Serves inferences."""
+
+    def __init__(self, enclave: Enclave, limits: Limits, clock: Clock) -> None:
+        self._enclave = enclave
+        self._limits = limits
+        self._oip_limits = oip.Limits(
+            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
+        )
+        self._clock = clock
+        self._replays = Replays(keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes)
+
+    async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
+        """Answer a query; raises what refuses it before its consumer is known."""
+        session, model = self._enclave.serving()
+        consumer = session.authenticate(request.headers.get(_AUTHORIZATION))
+        try:
+            check_model(session, name, version)
+            body = await request.body(
+                max_bytes=self._limits.max_body_bytes, time_s=self._limits.body_time_s
+            )
+            key = request.headers.get(_IDEMPOTENCY_KEY)
+            if key is None:
+                return (await self._answer(request, body, session, model, consumer))[0]
+            return await self._replays.once(
+                consumer,
+                key,
+                request.headers.get(_HEADER_LENGTH, b"") + b"\n" + body,
+                self._clock.monotonic_s(),
+                lambda: self._answer(request, body, session, model, consumer),
+            )
+        except AIGovToolError as error:
+            return problem_reply(error, [self._remaining(session, consumer)])
+
+    async def _answer(
+        self,
+        request: Request,
+        body: bytes,
+        session: Session,
+        model: TensorModel,
+        consumer: ConsumerId,
+    ) -> tuple[Reply, bool]:
+        """Return the reply, and whether the query was charged; raises only when it was not."""
+        query, inputs = await self._read(request, body, model)
+        self._enclave.flights.check_room()
+        run = model.new_run()
+        paid = await self._pay(request, session, consumer)
+        try:
+            outputs = await self._enclave.flights.compute(
+                consumer, run, inputs, [output.name for output in query.outputs]
+            )
+            encoded = await self._write(query, outputs, model)
+            reply = Reply(200, _headers_of(encoded), encoded.chunks)
+        except AIGovToolError as error:
+            reply = problem_reply(error)
+        except Exception as error:  # noqa: BLE001 - charged: whatever happens, there is a receipt
+            reply = fault_reply(error)
+        receipt = session.receipts.header(paid.receipt)
+        paid_headers = ((_RECEIPT, receipt.encode()), self._remaining(session, consumer))
+        return Reply(reply.status, (*reply.headers, *paid_headers), reply.chunks), True
+
+    async def _read(
+        self, request: Request, body: bytes, model: TensorModel
+    ) -> tuple[oip.InferRequest, Mapping[str, Array]]:
+        header_length = oip.parse_header_length(request.headers.get(_HEADER_LENGTH))
+
+        def read() -> tuple[oip.InferRequest, Mapping[str, Array]]:
+            query = oip.decode_infer_request(
+                body, header_length=header_length, model=model.metadata, limits=self._oip_limits
+            )
+            return query, model.prepare(query.inputs)
+
+        return read() if len(body) <= INLINE_BYTES else await asyncio.to_thread(read)
+
+    async def _write(
+        self, query: oip.InferRequest, outputs: Mapping[str, Array], model: TensorModel
+    ) -> oip.EncodedBody:
+        def write() -> oip.EncodedBody:
+            return oip.encode_infer_response(
+                query,
+                outputs,
+                model_name=model.metadata.name,
+                model_version=model.metadata.versions[0],
+            )
+
+        size = sum(array.nbytes for array in outputs.values())
+        return write() if size <= INLINE_BYTES else await asyncio.to_thread(write)
+
+    async def _pay(self, request: Request, session: Session, consumer: ConsumerId) -> Paid:
+        """Charge the query, waiting for credits if need be and wanted."""
+        self._enclave.serving()  # the loan may have been stopped while the body came
+        session.admit(consumer)
+        now_s = self._clock.monotonic_s()
+        paid = session.till.pay(consumer, COST, now_s)
+        if not isinstance(paid, Paid):
+            paid = await _unless_gone(
+                request,
+                session.renewal.acquire(
+                    consumer,
+                    COST,
+                    now_s=now_s,
+                    lease_wait_s=self._limits.lease_wait_s,
+                    patience_s=self._patience_s(request),
+                    reason=_reason(request),
+                ),
+            )
+        if session.till.meter.left < session.renewal.low_mark:
+            session.renewal.nudge()
+        return paid
+
+    def _patience_s(self, request: Request) -> float:
+        found = _WAIT.search(request.headers.get(_PREFER, b""))
+        return 0.0 if found is None else min(float(found[1]), self._limits.max_patience_s)
+
+    def _remaining(self, session: Session, consumer: ConsumerId) -> Header:
+        remaining = session.renewal.remaining(consumer, self._clock.monotonic_s())
+        return _REMAINING, b"%d" % remaining
+
+
+def check_model(session: Session, name: str, version: str | None) -> None:
+    """Raise NotFoundError unless this is the model that is lent."""
+    manifest = session.verified.manifest
+    if name != manifest.name or version not in (None, manifest.version):
+        raise NotFoundError(
+            "no such model here", expected=f"{manifest.name}, version {manifest.version}"
+        )
+
+
+async def _unless_gone(request: Request, paying: Awaitable[Paid]) -> Paid:
+    """Wait for the payment, and stop waiting when the client hangs up."""
+    waiting = asyncio.ensure_future(paying)
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        raise ClientGoneError
+    finally:
+        for task in (waiting, leaving):
+            task.cancel()
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+def _reason(request: Request) -> str:
+    words = request.headers.get(_REASON, b"").decode("utf-8", "replace")
+    return "".join(c for c in words if c.isprintable())[: names.MAX_REASON_CHARACTERS]
+
+
+def _headers_of(encoded: oip.EncodedBody) -> tuple[Header, ...]:
+    if encoded.header_length is None:
+        return ((b"content-type", oip.JSON_TYPE.encode()),)
+    return (
+        (b"content-type", oip.BINARY_TYPE.encode()),
+        (_HEADER_LENGTH, b"%d" % encoded.header_length),
+    )

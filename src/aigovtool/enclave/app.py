@@ -1,0 +1,143 @@
+"""
+The enclave server as a whole: the only place where its parts are built and put together.
+
+Rule 1: it listens from the start, so that its state can be asked while it enrols.
+Rule 2: told to end, it admits nothing more, lets what is in flight end, settles, proves, wipes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aigovtool.clock import Clock
+from aigovtool.crypto.tls import server_context
+from aigovtool.enclave.api.app import Api
+from aigovtool.enclave.api.server import EnclaveServer, listen_on
+from aigovtool.enclave.attester.base import Attester
+from aigovtool.enclave.cache import BodyCache
+from aigovtool.enclave.config import EnclaveConfig
+from aigovtool.enclave.custodian_client import CustodianClient
+from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.flights import Flights
+from aigovtool.enclave.keys import ProcessKeys
+from aigovtool.enclave.loader import Loader, Progress
+from aigovtool.enclave.session import Session
+from aigovtool.enclave.supervisor import Supervisor
+from aigovtool.wire.ticket import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """
+    The enclave serves.
+
+    Args:
+        address: ``host:port`` on which it listens.
+        left: credits of the loan that are not leased to anyone.
+        after_s: since `serve` was called.
+    """
+
+    address: str
+    model: str
+    version: str
+    left: int
+    after_s: float
+
+
+async def serve(
+    config: EnclaveConfig,
+    ticket: Ticket,
+    attester: Attester,
+    *,
+    clock: Clock,
+    progress: Progress,
+    stop: asyncio.Event,
+    on_listening: Callable[[str], None],
+    on_ready: Callable[[Ready], None],
+) -> None:
+    """
+    Run an enclave server until *stop* is set; everything is settled and wiped when it returns.
+
+    Args:
+        on_listening: told the address, once, before enrolment.
+        on_ready: told each time the enclave begins to serve.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on, or the ticket is damaged.
+    """
+    begun_s = clock.monotonic_s()
+    limits = config.limits
+    listening = listen_on(*config.address())
+    host, port = listening.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def ready(session: Session) -> None:
+        manifest = session.verified.manifest
+        on_ready(
+            Ready(
+                address=address,
+                model=manifest.name,
+                version=manifest.version,
+                left=session.renewal.left,
+                after_s=clock.monotonic_s() - begun_s,
+            )
+        )
+
+    flights = Flights(
+        threads=config.compute_threads, limit=limits.max_queue, time_s=limits.query_time_s
+    )
+    enclave = Enclave(flights=flights, clock=clock, on_ready=ready)
+    keys = ProcessKeys.make(now=clock.now())
+    api = Api(enclave=enclave, attester=attester, limits=limits, clock=clock)
+    server = EnclaveServer(api, tls=server_context(keys.tls), limits=limits)
+    with listening:
+        async with CustodianClient(ticket) as client:
+            supervisor = Supervisor(
+                enclave=enclave,
+                client=client,
+                loader=Loader(
+                    source=client,
+                    cache=BodyCache(config.cache),
+                    intra_op_threads=config.intra_op_threads,
+                    progress=progress,
+                ),
+                attester=attester,
+                keys=keys,
+                loan=ticket.loan,
+                max_waiting=limits.max_waiting,
+                clock=clock,
+            )
+            on_listening(address)
+            await _run(supervisor, server, stop, drain_s=limits.drain_s, listening=[listening])
+    flights.close()
+
+
+async def _run(
+    supervisor: Supervisor,
+    server: EnclaveServer,
+    stop: asyncio.Event,
+    *,
+    drain_s: float,
+    listening: list[socket.socket],
+) -> None:
+    serving = asyncio.create_task(server.serve(sockets=listening))
+    leading = asyncio.create_task(supervisor.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait(
+            {serving, leading, stopping}, return_when=asyncio.FIRST_COMPLETED
+        )
+        if done == {leading} and leading.exception() is None:
+            # the loan is closed for good: stay, to say so
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        await supervisor.drain(drain_s)
+        server.should_exit = True
+        await asyncio.wait({serving})
+        if leading.done() and not leading.cancelled():
+            leading.result()
+        serving.result()
