@@ -362,6 +362,9 @@ KEY = json.loads(runtime_json())["keys"][0]
         runtime_json(**{"user-data": "00"}),
         runtime_json(**{"user-data": "zz" * 64}),
         runtime_json(**{"vm-configuration": {}}),
+        pytest.param(
+            runtime_json()[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="deep"
+        ),
     ],
 )
 def test_runtime_data_without_what_it_must_hold_is_malformed(runtime: bytes) -> None:

@@ -172,7 +172,7 @@ def parse_runtime_data(data: bytes) -> RuntimeData:
     try:
         parsed = _decoder.decode(data)
         user_data = bytes.fromhex(parsed.user_data)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise MalformedError("HCL runtime data cannot be read", code=MALFORMED) from None
     keys = [key for key in parsed.keys if key.kid == ATTESTATION_KEY]
     if len(keys) != 1 or keys[0].kty != "RSA" or len(user_data) != USER_DATA_BYTES:
