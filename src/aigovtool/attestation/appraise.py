@@ -7,14 +7,17 @@ the reasons are those of the nearest alternative, the one with the fewest.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from aigovtool.attestation import simulated
+from aigovtool.attestation.azure.claims import PARAVISOR_WARNING, AzureClaims, AzureTdxClaims
+from aigovtool.attestation.azure.policy import AzureSnpPolicy, AzureTdxPolicy
 from aigovtool.attestation.claims import Claims
+from aigovtool.attestation.composite import CompositeClaims, CompositePolicy
 from aigovtool.attestation.dcap.claims import PlatformClaims, SgxClaims, TdxClaims
 from aigovtool.attestation.dcap.policy import (
-    ANY,
     PlatformRules,
     SgxPolicy,
     TdRules,
@@ -22,8 +25,10 @@ from aigovtool.attestation.dcap.policy import (
 )
 from aigovtool.attestation.evidence import Tee
 from aigovtool.attestation.kinds import appraise_claims, tee_named, tee_of
+from aigovtool.attestation.nitro.policy import NitroPolicy
 from aigovtool.attestation.policy import Alternative, Policy
 from aigovtool.attestation.simulated import SimulatedClaims
+from aigovtool.attestation.snp.policy import SnpPolicy
 from aigovtool.errors import AppraisalError, Reason
 
 
@@ -96,21 +101,42 @@ def appraise(claims: Claims, policy: Policy) -> AttestationResult:
     raise AppraisalError(nearest[0], others=nearest[1:])
 
 
+def platform_of(claims: Claims) -> PlatformClaims | None:
+    """Return Intel's claims about the machine, where there are any."""
+    match claims:
+        case SimulatedClaims():
+            return claims.td.platform
+        case SgxClaims() | TdxClaims():
+            return claims.platform
+        case AzureTdxClaims():
+            return claims.hardware.platform
+        case CompositeClaims():
+            return platform_of(claims.cpu)
+    return None
+
+
+def _rules_of(alternative: Alternative) -> Alternative:
+    """Return the rules on the confidential VM or enclave inside an alternative."""
+    match alternative:
+        case AzureSnpPolicy() | AzureTdxPolicy():
+            return alternative.hardware
+        case CompositePolicy():
+            return _rules_of(alternative.cpu)
+    return alternative
+
+
 def _result(claims: Claims, alternative: Alternative, position: int, tee: Tee) -> AttestationResult:
-    warnings: list[str] = []
+    warnings = [*_what_is_trusted(claims), *_what_is_free(_rules_of(alternative))]
     valid_until: datetime | None = None
-    platform = platform_of(claims)
-    if isinstance(claims, SimulatedClaims):
-        warnings.append(simulated.WARNING)
-    if platform is not None and isinstance(alternative, PlatformRules):
+    platform, rules = platform_of(claims), _rules_of(alternative)
+    if platform is not None and isinstance(rules, PlatformRules):
         valid_until = platform.valid_until
-        grace_ends = tcb_grace_ends(platform, alternative)
+        grace_ends = tcb_grace_ends(platform, rules)
         if grace_ends is not None:
             valid_until = min(valid_until, grace_ends)
             warnings.append(
                 f"TCB status {platform.tcb_status}, accepted until {grace_ends.date()} by grace"
             )
-    warnings += _what_is_free(alternative)
     return AttestationResult(
         tee=tee,
         simulated=tee is Tee.SIMULATED,
@@ -125,26 +151,30 @@ def _result(claims: Claims, alternative: Alternative, position: int, tee: Tee) -
     )
 
 
-def platform_of(claims: Claims) -> PlatformClaims | None:
-    """Return Intel's claims about the machine, where there are any."""
+def _what_is_trusted(claims: Claims) -> Iterable[str]:
+    """Name what must be trusted besides the hardware, whatever the policy."""
     match claims:
         case SimulatedClaims():
-            return claims.td.platform
-        case SgxClaims() | TdxClaims():
-            return claims.platform
-    return None
+            yield simulated.WARNING
+        case AzureClaims():
+            yield PARAVISOR_WARNING
+        case CompositeClaims():
+            yield from _what_is_trusted(claims.cpu)
 
 
-def _what_is_free(alternative: Alternative) -> list[str]:
-    """Name the freedoms by which anybody's code would be accepted."""
-    warnings = []
-    if isinstance(alternative, TdRules) and alternative.mr_td == ANY:
-        warnings.append("the policy accepts any MRTD: any code at all")
-    if isinstance(alternative, SgxPolicy) and (alternative.mr_enclave, alternative.mr_signer) == (
-        ANY,
-        ANY,
-    ):
-        warnings.append("the policy accepts any MRENCLAVE of any MRSIGNER: any code at all")
-    if isinstance(alternative, TdRules | SgxPolicy) and alternative.debug:
-        warnings.append("the policy accepts debug: the host may read all of it")
-    return warnings
+def _what_is_free(rules: Alternative) -> Iterable[str]:
+    """Name the freedoms by which anybody's code, or everybody's eyes, would be accepted."""
+    match rules:
+        case TdRules(mr_td="any"):
+            yield "the policy accepts any MRTD: any code at all"
+        case SgxPolicy(mr_enclave="any", mr_signer="any"):
+            yield "the policy accepts any MRENCLAVE of any MRSIGNER: any code at all"
+        case SnpPolicy(measurement="any"):
+            yield "the policy accepts any launch measurement: any code at all"
+        case NitroPolicy(pcr0="any", pcr8="any"):
+            yield "the policy accepts any enclave image of any signer: any code at all"
+    if isinstance(rules, TdRules | SgxPolicy | SnpPolicy | NitroPolicy) and rules.debug in _DEBUG:
+        yield "the policy accepts debug: the host may read all of it"
+
+
+_DEBUG = (True, "any")

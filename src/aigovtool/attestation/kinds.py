@@ -11,7 +11,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from aigovtool.attestation import simulated
+from aigovtool.attestation import composite, simulated
+from aigovtool.attestation.azure import policy as azure_policy
+from aigovtool.attestation.azure import verify as azure_verify
+from aigovtool.attestation.azure.claims import AzureSnpClaims, AzureTdxClaims
 from aigovtool.attestation.claims import Claims
 from aigovtool.attestation.dcap.claims import SgxClaims, TdxClaims
 from aigovtool.attestation.dcap.policy import SgxPolicy, TdxPolicy, appraise_sgx, appraise_tdx
@@ -20,6 +23,9 @@ from aigovtool.attestation.evidence import Tee
 from aigovtool.attestation.nitro import policy as nitro_policy
 from aigovtool.attestation.nitro import verify as nitro_verify
 from aigovtool.attestation.nitro.claims import NitroClaims
+from aigovtool.attestation.nvidia import policy as nvidia_policy
+from aigovtool.attestation.nvidia import verify as nvidia_verify
+from aigovtool.attestation.nvidia.claims import NvidiaClaims
 from aigovtool.attestation.simulated import SimulatedClaims, SimulatedPolicy
 from aigovtool.attestation.snp import policy as snp_policy
 from aigovtool.attestation.snp import verify as snp_verify
@@ -56,8 +62,20 @@ KINDS: Mapping[Tee, Kind] = {
     Tee.NITRO: Kind(
         nitro_verify.verify, NitroClaims, nitro_policy.NitroPolicy, nitro_policy.appraise
     ),
+    Tee.AZURE_SNP: Kind(
+        azure_verify.verify, AzureSnpClaims, azure_policy.AzureSnpPolicy, azure_policy.appraise
+    ),
+    Tee.AZURE_TDX: Kind(
+        azure_verify.verify, AzureTdxClaims, azure_policy.AzureTdxPolicy, azure_policy.appraise
+    ),
     Tee.TPM2: Kind(
         tpm2_verify.verify, tpm2_verify.Tpm2Claims, tpm2_policy.Tpm2Policy, tpm2_policy.appraise
+    ),
+    Tee.NVIDIA: Kind(
+        nvidia_verify.verify, NvidiaClaims, nvidia_policy.NvidiaPolicy, nvidia_policy.appraise
+    ),
+    Tee.COMPOSITE: Kind(
+        composite.verify, composite.CompositeClaims, composite.CompositePolicy, composite.appraise
     ),
 }
 

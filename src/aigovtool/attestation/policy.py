@@ -165,14 +165,28 @@ def write_policy(policy: Policy, *, preface: str = "") -> str:
             "",
         ]
     for alternative in policy.accept:
-        lines.append("[[accept]]")
-        meanings = _meanings(type(alternative))
-        for name, value in msgspec.to_builtins(alternative).items():
-            if meanings.get(name):
-                lines.append(f"# {meanings[name]}")
-            lines.append(_line(name, value))
-        lines.append("")
+        lines += ["[[accept]]", *_table("accept", alternative), ""]
     return "\n".join(lines)
+
+
+def _table(path: str, table: Struct | Mapping[str, object]) -> list[str]:
+    """Write the fields of a table, and after them, as TOML demands, the tables inside it."""
+    meanings = _meanings(type(table)) if isinstance(table, Struct) else {}
+    lines: list[str] = []
+    inner: list[str] = []
+    for name, plain in msgspec.to_builtins(table).items():
+        meaning = [f"# {meanings[name]}"] if name in meanings else []
+        if isinstance(plain, dict):
+            value = getattr(table, name) if isinstance(table, Struct) else table[name]
+            header = f"{path}.{_key(name)}"
+            inner += ["", *meaning, f"[{header}]", *_table(header, value)]
+        else:
+            lines += [*meaning, _line(name, plain)]
+    return lines + inner
+
+
+def _key(name: str) -> str:
+    return _line(name, 0).removesuffix(" = 0")  # quoted where TOML wants it
 
 
 def _line(name: str, value: object) -> str:

@@ -29,6 +29,8 @@ from aigovtool.attestation.x509chain import (
 )
 from aigovtool.errors import MalformedError, VerificationError
 
+ENDORSEMENT_MISSING = "endorsement.missing"
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -80,7 +82,7 @@ def verify_pck_chain(pem: bytes, *, root_sha256: bytes, now: datetime) -> PckCha
     verify_chain(certificates, root_fingerprints=frozenset({root_sha256}), now=now)
     if len(certificates) != 3:
         raise VerificationError(
-            "signature chain: a PCK chain is a leaf, a CA and the root",
+            "a PCK chain is a leaf, a CA and the root",
             code="dcap.pck.chain",
             came=f"{len(certificates)} certificates",
         )
@@ -92,9 +94,7 @@ def _load(data: bytes, what: str) -> list[x509.Certificate]:
         return load_certificates(data, what=what)
     except MalformedError as error:
         # A certificate that does not parse any more has been altered: it proves nothing.
-        raise VerificationError(
-            f"signature chain: {what} is corrupted", code="dcap.chain.corrupted"
-        ) from error
+        raise VerificationError(f"{what} is corrupted", code="dcap.chain.corrupted") from error
 
 
 def in_order(certificates: list[x509.Certificate]) -> list[x509.Certificate]:
@@ -164,24 +164,24 @@ def verify_collateral(
         verify_chain(chain, root_fingerprints=roots, now=now)
         if len(chain) != 2:
             raise VerificationError(
-                "signature chain: a TCB signing certificate stands directly under the root",
+                "a TCB signing certificate stands directly under the root",
                 code="dcap.tcb_signing",
                 came=f"{len(chain)} certificates",
             )
     tcb_signer, qe_signer = tcb_chain[0], qe_chain[0]
     _check_revocation(endorsements, pck_chain, crl_chain[0], (tcb_signer, qe_signer), now=now)
 
-    tcb_info_text = endorsements.document(names.TCB_INFO)
+    tcb_info_text = document(endorsements, names.TCB_INFO)
     verify_p256(
         tcb_signer.public_key(),
-        endorsements.document(names.TCB_INFO_SIGNATURE),
+        document(endorsements, names.TCB_INFO_SIGNATURE),
         tcb_info_text,
         what="the TCB info",
     )
-    qe_identity_text = endorsements.document(names.QE_IDENTITY)
+    qe_identity_text = document(endorsements, names.QE_IDENTITY)
     verify_p256(
         qe_signer.public_key(),
-        endorsements.document(names.QE_IDENTITY_SIGNATURE),
+        document(endorsements, names.QE_IDENTITY_SIGNATURE),
         qe_identity_text,
         what="the QE identity",
     )
@@ -195,12 +195,25 @@ def verify_collateral(
         .within_all((*pck_chain, *crl_chain, *tcb_chain, *qe_chain))
     )
     for name in (names.ROOT_CA_CRL, names.PCK_CRL):
-        span = span.within(*_span_of_list(endorsements.document(name)))
+        span = span.within(*_span_of_list(document(endorsements, name)))
     return Collateral(tcb_info, qe_identity, span)
 
 
+def document(endorsements: Endorsements, name: str) -> bytes:
+    """Return one document; raises MalformedError when it is missing, with a code that says so."""
+    try:
+        return endorsements.document(name)
+    except MalformedError as error:
+        raise MalformedError(
+            error.reasons[0].message,
+            code=ENDORSEMENT_MISSING,
+            came=error.reasons[0].came,
+            mend="fetch the collateral of this platform and give it as endorsements",
+        ) from None
+
+
 def _issuer_chain(endorsements: Endorsements, name: str) -> list[x509.Certificate]:
-    return in_order(_load(endorsements.document(name), name))
+    return in_order(_load(document(endorsements, name), name))
 
 
 def _check_revocation(
@@ -224,9 +237,9 @@ def _check_revocation(
             mend="fetch the list of the CA that issued this platform's certificate",
         )
     by_root = revoked_serials(
-        endorsements.document(names.ROOT_CA_CRL), issuer=pck_chain.root, now=now
+        document(endorsements, names.ROOT_CA_CRL), issuer=pck_chain.root, now=now
     )
-    by_ca = revoked_serials(endorsements.document(names.PCK_CRL), issuer=crl_issuer, now=now)
+    by_ca = revoked_serials(document(endorsements, names.PCK_CRL), issuer=crl_issuer, now=now)
     for certificate, revoked in (
         (pck_chain.root, by_root),
         (pck_chain.ca, by_root),

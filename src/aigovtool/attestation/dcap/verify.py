@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 
 from aigovtool.attestation.dcap.chain import (
     Collateral,
+    document,
     verify_collateral,
     verify_pck_chain,
     verify_quote_signatures,
@@ -107,7 +108,7 @@ def _verify(
     quote = parse_quote(raw)  # 1
     pem = quote.pck_chain_pem
     if pem is None:
-        pem = endorsements.document(PCK_CERTIFICATE_CHAIN)
+        pem = document(endorsements, PCK_CERTIFICATE_CHAIN)
     chain = verify_pck_chain(pem, root_sha256=root_sha256, now=now)  # 2
     verify_quote_signatures(quote, chain.pck)  # 3
     collateral = verify_collateral(endorsements, chain, root_sha256=root_sha256, now=now)  # 4
