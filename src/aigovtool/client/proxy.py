@@ -43,6 +43,7 @@ from aigovtool.wire.problem import CONTENT_TYPE, Problem, headers_of, problem_of
 
 SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a wait for credits
 SHUTDOWN_TIMEOUT_S = 5
+DEFAULT_PORT = 8080
 
 _PATHS = ("/v1", "/v2")
 # RFC 9110 section 7.6.1, and what both sides make for themselves

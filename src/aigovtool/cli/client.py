@@ -1,0 +1,367 @@
+"""``aigovtool client``: verify an enclave, query it, see what is left, let programs query it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from aigovtool.cli.output import exits, json_option, print_json, result, talk, warn_simulated
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from aigovtool.channel.address import Address
+    from aigovtool.channel.connect import AttestedChannel
+    from aigovtool.channel.judge import VerifiedEnclave
+    from aigovtool.client.session import AsyncClient, Result
+    from aigovtool.errors import BudgetExhaustedError
+    from aigovtool.wire.budget import BudgetView
+    from aigovtool.wire.tensors import Array
+
+MAX_KEY_FILE_BYTES = 4096
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_address = click.option(
+    "--address",
+    required=True,
+    envvar="AIGOVTOOL_ADDRESS",
+    show_envvar=True,
+    metavar="HOST[:9924]",
+    help="Where the enclave listens.",
+)
+_manifest = click.option(
+    "--manifest",
+    required=True,
+    envvar="AIGOVTOOL_MANIFEST",
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The custodian's manifest.toml: which enclave may have your data.",
+)
+_key_file_type = click.Path(path_type=Path, dir_okay=False)
+_api_key_file = click.option(
+    "--api-key-file",
+    required=True,
+    envvar="AIGOVTOOL_API_KEY_FILE",
+    show_envvar=True,
+    type=_key_file_type,
+    help="File with your consumer key.",
+)
+_optional_api_key_file = click.option(
+    "--api-key-file",
+    envvar="AIGOVTOOL_API_KEY_FILE",
+    show_envvar=True,
+    type=_key_file_type,
+    help="File with your consumer key. Without it, less is shown.",
+)
+
+
+@click.group()
+def client() -> None:
+    """Verify an enclave, query it, see what is left.
+
+    Nothing of yours is sent before the enclave has been verified.
+
+    Exit codes: 0 done, 1 refused, 2 malformed or misused, 3 unavailable, 4 conflict.
+    """
+
+
+@client.command()
+@_address
+@_manifest
+@_api_key_file
+@click.option(
+    "--input",
+    "inputs",
+    required=True,
+    multiple=True,
+    metavar="[NAME=]FILE",
+    envvar="AIGOVTOOL_INPUT",
+    show_envvar=True,
+    help="A picture or a text, as the model takes it, or tensors: .npy, .npz, .json. "
+    "With NAME= the file is for that input only, and the option is given for each.",
+)
+@click.option(
+    "--reason",
+    envvar="AIGOVTOOL_REASON",
+    show_envvar=True,
+    help="Why you need more, for the custodian's operator, when none is left.",
+)
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    envvar="AIGOVTOOL_WAIT",
+    show_envvar=True,
+    help="With no queries left: wait for more (the default), or be refused.",
+)
+@json_option
+@exits
+def query(
+    *,
+    address: str,
+    manifest: Path,
+    api_key_file: Path,
+    inputs: tuple[str, ...],
+    reason: str | None,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Ask the model once, and print its answer and how many queries are left."""
+    from aigovtool.client.answer import read_answer
+    from aigovtool.wire.receipt import to_header
+
+    async def ask() -> tuple[VerifiedEnclave, Result]:
+        async with await _connect(address, manifest, api_key_file) as session:
+            arrays = _read(inputs, session)
+            with _waiting() as on_wait:
+                answered = await session.infer(
+                    arrays, wait_s=math.inf if wait else 0.0, reason=reason, on_wait=on_wait
+                )
+            return session.attestation, answered
+
+    enclave, answered = asyncio.run(ask())
+    model = enclave.model.manifest
+    answer = read_answer(answered.outputs, model.interface)
+    if as_json:
+        print_json(
+            {
+                "answer": answer.to_dict(),
+                "remaining": answered.remaining,
+                "cost": answered.receipt.receipt.cost,
+                "simulated": enclave.simulated,
+                "model": {"name": model.name, "version": model.version},
+                "receipt": to_header(answered.receipt.signed),
+            }
+        )
+        return
+    result.print(answer.to_text(), markup=False)
+    result.print(_left(answered.remaining), style="dim")
+
+
+@client.command()
+@_address
+@_manifest
+@_optional_api_key_file
+@json_option
+@exits
+def verify(*, address: str, manifest: Path, api_key_file: Path | None, as_json: bool) -> None:
+    """Look once: what is known of the enclave, before anything is sent to it."""
+    from aigovtool.cli.verified import as_json_value, as_lines
+
+    async def look() -> tuple[VerifiedEnclave, BudgetView | None]:
+        if api_key_file is not None:
+            async with await _connect(address, manifest, api_key_file) as session:
+                return session.attestation, await session.budget()
+        channel = await _open(address, manifest)
+        await channel.aclose()
+        return channel.enclave, None
+
+    enclave, budget = asyncio.run(look())
+    if as_json:
+        print_json(as_json_value(enclave, budget))
+        return
+    for line in as_lines(enclave, budget):
+        result.print(line)
+    for warning in enclave.attestation.warnings:
+        talk.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+@client.command()
+@_address
+@_manifest
+@_api_key_file
+@json_option
+@exits
+def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -> None:
+    """See what is left. It costs nothing."""
+
+    async def ask() -> BudgetView:
+        async with await _connect(address, manifest, api_key_file) as session:
+            return await session.budget()
+
+    view = asyncio.run(ask())
+    if as_json:
+        print_json(view)
+        return
+    result.print(_left(view.remaining) + (", of your own budget" if view.own_budget else ""))
+    result.print(f"loan {view.loan}: {view.state}", markup=False)
+    result.print(f"model {view.model} {view.model_version}", markup=False)
+    result.print(f"live lease: {view.lease_remaining} credits for {view.lease_valid_s:.1f} s")
+    if view.waiting:
+        result.print(f"{view.waiting} queries wait for credits")
+
+
+@client.command()
+@_address
+@_manifest
+@click.option(
+    "--api-key-file",
+    envvar="AIGOVTOOL_API_KEY_FILE",
+    show_envvar=True,
+    type=_key_file_type,
+    help="File with the consumer key that is added to requests without an Authorization.",
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1:8080",
+    show_default=True,
+    envvar="AIGOVTOOL_PROXY_LISTEN",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Where programs on this machine find the proxy; port 0 takes any.",
+)
+@click.option(
+    "--dangerously-listen-beyond-loopback",
+    is_flag=True,
+    envvar="AIGOVTOOL_PROXY_DANGEROUSLY_LISTEN_BEYOND_LOOPBACK",
+    show_envvar=True,
+    help="Whoever reaches it can use your key, and sends inputs to it in the clear.",
+)
+@exits
+def proxy(
+    *,
+    address: str,
+    manifest: Path,
+    api_key_file: Path | None,
+    listen: str,
+    dangerously_listen_beyond_loopback: bool,
+) -> None:
+    """Let curl, tritonclient, openai and others use the enclave, which the proxy verifies."""
+    import uvloop
+
+    from aigovtool.channel.address import parse_address
+    from aigovtool.client.proxy import DEFAULT_PORT, serve_proxy
+
+    where = parse_address(listen, default_port=DEFAULT_PORT)
+    api_key = None if api_key_file is None else _read_key(api_key_file)
+
+    def ready(at: Address) -> None:
+        talk.print(f"verified; listening on http://{at}, Ctrl-C ends it", markup=False)
+
+    async def serve() -> None:
+        channel = await _open(address, manifest)
+        try:
+            await serve_proxy(
+                channel,
+                api_key=api_key,
+                listen=where,
+                dangerously_beyond_loopback=dangerously_listen_beyond_loopback,
+                on_ready=ready,
+            )
+        finally:
+            await channel.aclose()
+
+    uvloop.run(serve())
+
+
+async def _connect(address: str, manifest: Path, api_key_file: Path) -> AsyncClient:
+    """Verify and return a client, saying it when the TEE is simulated."""
+    from aigovtool.client.session import connect_async
+
+    session = await connect_async(address, manifest=manifest, api_key=_read_key(api_key_file))
+    if session.attestation.simulated:
+        warn_simulated()
+    return session
+
+
+async def _open(address: str, manifest: Path) -> AttestedChannel:
+    """Verify and return a channel, likewise, without a key."""
+    from aigovtool.channel.address import parse_address
+    from aigovtool.channel.connect import open_channel
+    from aigovtool.client.session import read_manifest
+    from aigovtool.clock import SystemClock
+
+    channel = await open_channel(
+        parse_address(address), read_manifest(manifest), clock=SystemClock()
+    )
+    if channel.enclave.simulated:
+        warn_simulated()
+    return channel
+
+
+def _read_key(path: Path) -> str:
+    from aigovtool.client.session import check_api_key
+    from aigovtool.errors import ConfigurationError
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_KEY_FILE_BYTES).decode("ascii", "replace")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read the API key file {path}: {error.strerror or type(error).__name__}",
+            mend="the custodian gives it out: `consumer.key` in its data folder",
+        ) from None
+    return check_api_key(text.strip())
+
+
+def _read(inputs: tuple[str, ...], session: AsyncClient) -> dict[str, Array]:
+    """Turn the files into the model's inputs, as the custodian's signed description says."""
+    import msgspec
+
+    from aigovtool.client.inputs import read_inputs
+    from aigovtool.errors import ConfigurationError
+
+    model, interface = session.model, session.attestation.model.manifest.interface
+    if not model.inputs:
+        raise ConfigurationError(
+            "this is a language model, which takes messages and not tensors",
+            mend="start `aigovtool client proxy` and use any OpenAI client with it",
+        )
+    if len(inputs) == 1 and (Path(inputs[0]).exists() or "=" not in inputs[0]):
+        return read_inputs(Path(inputs[0]), model=model, interface=interface)
+    arrays: dict[str, Array] = {}
+    for given in inputs:
+        name, equals, file = given.partition("=")
+        tensors = tuple(one for one in model.inputs if one.name == name)
+        if not equals or not tensors or name in arrays:
+            raise ConfigurationError(
+                "an --input does not say which input it is for, or one that there is not",
+                expected="each once: " + ", ".join(f"{one.name}=FILE" for one in model.inputs),
+                came=given,
+            )
+        arrays |= read_inputs(
+            Path(file),
+            model=msgspec.structs.replace(model, inputs=tensors),
+            interface=None
+            if interface is None
+            else msgspec.structs.replace(
+                interface, inputs=tuple(one for one in interface.inputs if one.name == name)
+            ),
+        )
+    return arrays
+
+
+@contextmanager
+def _waiting() -> Iterator[Callable[[BudgetExhaustedError, float], None]]:
+    """Say on stderr that the query waits: a spinner for people, one line for logs."""
+    status: Status | None = None
+    said = False
+
+    def on_wait(_: BudgetExhaustedError, waited_s: float) -> None:
+        nonlocal status, said
+        text = "no queries left: waiting until the custodian frees more"
+        if not talk.is_terminal:
+            if not said:
+                talk.print(text)
+        elif status is None:
+            status = talk.status(f"{text} (Ctrl-C gives up)")
+            status.start()
+        else:
+            status.update(f"{text}, {waited_s:.0f} s by now (Ctrl-C gives up)")
+        said = True
+
+    try:
+        yield on_wait
+    finally:
+        if status is not None:
+            status.stop()
+
+
+def _left(remaining: int) -> str:
+    return f"{remaining} {'query' if remaining == 1 else 'queries'} left"
