@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,6 +248,15 @@ def test_wiping_leaves_nothing_and_may_be_repeated(sealed: Sealed) -> None:
     assert not any(any(memory) for memory in allocator.given)
     with pytest.raises(ValueError, match="released"):
         view.tobytes()
+
+
+def test_wiping_does_not_wait_for_a_runtime_that_still_holds_the_weights(sealed: Sealed) -> None:
+    model = unseal_into(io.BytesIO(sealed.body), sealed.verified, sealed.content_key)
+    held = [np.frombuffer(view, dtype=np.uint8) for view in model.files.values()]
+    assert all(array.any() for array in held)
+    model.wipe()
+    assert not any(array.any() for array in held)
+    assert not model.files
 
 
 class BrokenLineError(Exception):
