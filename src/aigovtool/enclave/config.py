@@ -11,6 +11,8 @@ from aigovtool.errors import ConfigurationError
 
 DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and their keys guard it
 
+DEFAULT_COMPUTE_THREADS = os.cpu_count() or 1
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
@@ -73,7 +75,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     listen: str = DEFAULT_LISTEN
     cache: Path | None = None
-    compute_threads: int = max(1, os.cpu_count() or 1)
+    compute_threads: int = DEFAULT_COMPUTE_THREADS
     intra_op_threads: int = 0
     limits: Limits = Limits()
 

@@ -1,0 +1,229 @@
+"""``aigovtool enclave``: host a lent model inside a trusted execution environment."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aigovtool.attestation.evidence import Tee
+from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
+from aigovtool.enclave.config import DEFAULT_COMPUTE_THREADS, DEFAULT_LISTEN, EnclaveConfig, Limits
+
+if TYPE_CHECKING:
+    from aigovtool.clock import Clock
+    from aigovtool.enclave.attester.base import Attester
+    from aigovtool.wire.ticket import Ticket
+
+_PREFIX = "AIGOVTOOL_ENCLAVE_"
+_AUTO = "auto"
+
+
+def _option(name: str, **settings: Any) -> Callable[[Any], Any]:
+    variable = _PREFIX + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, envvar=variable, show_envvar=True, **settings)
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* a flag for each field of `Limits`, with its meaning and default."""
+    text = inspect.cleandoc(Limits.__doc__ or "")
+    meanings = dict(re.findall(r"^    (\w+): (.+)$", text, re.MULTILINE))
+    defaults = Limits()
+    for name in reversed(Limits.__struct_fields__):
+        default = getattr(defaults, name)
+        command = _option(
+            "--" + name.replace("_", "-"),
+            type=type(default),
+            default=default,
+            show_default=True,
+            help=f"Limit: {meanings[name]}",
+        )(command)
+    return command
+
+
+_tee_option = _option(
+    "--tee",
+    type=click.Choice([_AUTO, *sorted(tee.value for tee in Tee)]),
+    default=_AUTO,
+    show_default=True,
+    help="The TEE to prove; auto takes what this machine has.",
+)
+
+
+@click.group()
+def enclave() -> None:
+    """Host a lent model inside a trusted execution environment."""
+
+
+@enclave.command()
+@_option(
+    "--ticket",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The loan ticket that the custodian gave you.",
+)
+@_tee_option
+@_option(
+    "--listen",
+    default=DEFAULT_LISTEN,
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where consumers connect.",
+)
+@_option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps the sealed model (ciphertext only) for the next start.",
+)
+@_option(
+    "--compute-threads",
+    type=click.IntRange(1, 1024),
+    help="Queries computed at once; as many as there are processors by default.",
+)
+@_option(
+    "--intra-op-threads",
+    type=click.IntRange(0, 1024),
+    default=0,
+    show_default=True,
+    help="Threads that one computation may use; 0 leaves it to the runtime.",
+)
+@_option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much is said on stderr; never anything of a query.",
+)
+@_limit_options
+@exits
+def serve(
+    *,
+    ticket: Path,
+    tee: str,
+    listen: str,
+    cache: Path | None,
+    compute_threads: int | None,
+    intra_op_threads: int,
+    log_level: str,
+    **limits: int | float,
+) -> None:
+    """
+    Serve a lent model: enrol with its custodian, load it, answer its consumers.
+
+    The server listens at once and says on /v2/health/ready when it serves. SIGTERM lets queries in
+    flight end, settles the last leases with the custodian, wipes key and model, and exits with 0.
+    """
+    from aigovtool.clock import SystemClock
+    from aigovtool.enclave.attester.detect import choose
+    from aigovtool.enclave.hardening import harden
+    from aigovtool.wire.ticket import read_ticket
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for missing in harden():
+        talk.print(f"not hardened: {missing}")
+    clock = SystemClock()
+    loan = read_ticket(ticket)
+    choice = choose(None if tee == _AUTO else Tee(tee), clock=clock)
+    talk.print(f"TEE: {choice.attester.describe()} ({choice.why})")
+    if choice.attester.tee is Tee.SIMULATED:
+        warn_simulated()
+    config = EnclaveConfig(
+        listen=listen,
+        cache=cache,
+        compute_threads=compute_threads or DEFAULT_COMPUTE_THREADS,
+        intra_op_threads=intra_op_threads,
+        limits=Limits(**limits),  # type: ignore[arg-type] # click made each of its field's type
+    )
+    _run(config, loan, choice.attester, clock)
+
+
+def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock) -> None:
+    import uvloop
+
+    from aigovtool.enclave.app import Ready
+    from aigovtool.enclave.app import serve as serve_enclave
+    from aigovtool.enclave.progress import BarProgress, LoggedProgress
+
+    def listening(address: str) -> None:
+        talk.print(f"listening on {address}; enrolling with {ticket.custodian}")
+
+    def ready(now: Ready) -> None:
+        talk.print(
+            f"ready after {now.after_s:.1f} s: {now.model} {now.version} on {now.address}, "
+            f"{now.left} credits left"
+        )
+        if attester.tee is Tee.SIMULATED:
+            warn_simulated()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve_enclave(
+            config,
+            ticket,
+            attester,
+            clock=clock,
+            progress=BarProgress(talk) if talk.is_terminal else LoggedProgress(),
+            stop=stop,
+            on_listening=listening,
+            on_ready=ready,
+        )
+        talk.print("settled and wiped")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+@enclave.command()
+@_tee_option
+@json_option
+@exits
+def measure(*, tee: str, as_json: bool) -> None:
+    """
+    Print the reference values of this very code and machine, to be put into a manifest.
+
+    For the simulated platform that is an [[accept]] table, ready to use. For hardware it is what
+    its evidence says, from which whoever writes the policy takes what to demand.
+    """
+    from aigovtool.attestation.binding import REPORT_DATA_BYTES
+    from aigovtool.attestation.policy import Policy, write_policy
+    from aigovtool.attestation.verify import verify
+    from aigovtool.cli.claims_text import claims_as_rows, jsonable
+    from aigovtool.clock import SystemClock
+    from aigovtool.enclave.attester.detect import choose
+    from aigovtool.simulation.measure import measure as measure_code
+    from aigovtool.simulation.platform import SimulatedPlatform, platform_directory
+    from aigovtool.simulation.policy import simulated_policy
+
+    clock = SystemClock()
+    attester = choose(None if tee == _AUTO else Tee(tee), clock=clock).attester
+    if attester.tee is Tee.SIMULATED:
+        warn_simulated()
+        platform = SimulatedPlatform.load(platform_directory())
+        accept = simulated_policy(platform.root_sha256, measure_code())
+        if as_json:
+            print_json({"tee": attester.tee, "accept": accept})
+        else:
+            click.echo(write_policy(Policy(accept=(accept,), custodian=None)))
+        return
+    bound = secrets.token_bytes(REPORT_DATA_BYTES)
+    claims = verify(attester.evidence(bound), attester.endorsements(), now=clock.now())
+    if as_json:
+        print_json({"tee": attester.tee, "claims": jsonable(claims)})
+        return
+    for name, value in claims_as_rows(claims):
+        click.echo(f"{name} = {value}")
