@@ -86,7 +86,7 @@ class Grants:
             if consumer is None:
                 books.grant(credits)
             else:
-                books.grant_to(_budgeted(entry, loan, consumer), credits)
+                books.grant_to(_budgeted(entry, loan, consumer).consumer, credits)
             self._made(entry, books, row)
             return loan_of(entry.tx, loan_id)
 
@@ -114,7 +114,7 @@ class Grants:
             books = Books(entry, loan)
             books.grant(lease.credits)
             for consumer, cap in lease.caps.items():
-                books.grant_to(books.consumer(consumer), cap)
+                books.grant_to(consumer, cap)
             entry.tx.set_lease_state(dataclasses.replace(lease, refunded=entry.now))
             self._made(
                 entry,
@@ -199,7 +199,7 @@ class Grants:
             consumer = _member(entry, loan.loan, request.consumer)
             books = Books(entry, loan)
             if consumer.budgeted:
-                books.grant_to(books.consumer(consumer.consumer), granted)
+                books.grant_to(consumer.consumer, granted)
                 lacking = granted - books.account.left
             else:
                 lacking = granted

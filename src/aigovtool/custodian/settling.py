@@ -210,8 +210,9 @@ class Books:
         """Add credits to the loan."""
         self.account = budget.grant(self.account, credits)
 
-    def grant_to(self, consumer: Consumer, credits: int) -> None:
+    def grant_to(self, consumer_id: ConsumerId, credits: int) -> None:
         """Add credits to a consumer's own budget."""
+        consumer = self.consumer(consumer_id)
         self._set(consumer, budget.grant(consumer.account, credits))
 
     @property
