@@ -177,7 +177,7 @@ def _table(path: str, table: Struct | Mapping[str, object]) -> list[str]:
     for name, plain in msgspec.to_builtins(table).items():
         meaning = [f"# {meanings[name]}"] if name in meanings else []
         if isinstance(plain, dict):
-            value = getattr(table, name) if isinstance(table, Struct) else table[name]
+            value = getattr(table, name) if isinstance(table, Struct) else plain
             header = f"{path}.{_key(name)}"
             inner += ["", *meaning, f"[{header}]", *_table(header, value)]
         else:

@@ -8,7 +8,7 @@ rest. What they return is signed by somebody the root stands for, and valid at t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -63,11 +63,18 @@ class PckChain:
 
 @dataclass(frozen=True, slots=True)
 class Collateral:
-    """What Intel signed about the platform, and when all of it, chains and lists too, is valid."""
+    """
+    What Intel signed about the platform.
+
+    Args:
+        span: when all of it, chains and lists too, is valid.
+        issuer_chains: by document name, each from the leaf up.
+    """
 
     tcb_info: TcbInfo
     qe_identity: QeIdentity
     span: Span
+    issuer_chains: Mapping[str, list[x509.Certificate]]
 
 
 def verify_pck_chain(pem: bytes, *, root_sha256: bytes, now: datetime) -> PckChain:
@@ -196,7 +203,12 @@ def verify_collateral(
     )
     for name in (names.ROOT_CA_CRL, names.PCK_CRL):
         span = span.within(*_span_of_list(document(endorsements, name)))
-    return Collateral(tcb_info, qe_identity, span)
+    chains = {
+        names.PCK_CRL_ISSUER_CHAIN: crl_chain,
+        names.TCB_INFO_ISSUER_CHAIN: tcb_chain,
+        names.QE_IDENTITY_ISSUER_CHAIN: qe_chain,
+    }
+    return Collateral(tcb_info, qe_identity, span, chains)
 
 
 def document(endorsements: Endorsements, name: str) -> bytes:

@@ -10,6 +10,7 @@ Rule 3: anything else makes the quote untrue, whatever we found.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 import dcap_qvl
@@ -67,6 +68,7 @@ def ask_second_verifier(
     endorsements: Endorsements,
     *,
     chain: PckChain,
+    issuer_chains: Mapping[str, Iterable[x509.Certificate]],
     report: SgxReport | TdReport,
     verdict: TcbVerdict,
     now: datetime,
@@ -74,12 +76,17 @@ def ask_second_verifier(
     """
     Let dcap-qvl judge the same bytes under the same root at the same time.
 
+    Args:
+        chain: of the PCK, checked; it may have come with the quote or beside it.
+        issuer_chains: of the collateral, from the leaf up: dcap-qvl wants that order.
+
     Raises:
         VerificationError: it finds something untrue, or another status.
     """
     now_s = int(now.timestamp())
     documents = {name: endorsements.document(name) for name in REQUIRED_DOCUMENTS}
-    documents[PCK_CERTIFICATE_CHAIN] = b"".join(_pem(certificate) for certificate in chain)
+    for name, certificates in {**issuer_chains, PCK_CERTIFICATE_CHAIN: chain}.items():
+        documents[name] = b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
     try:
         collateral = dcap_qvl.QuoteCollateralV3.from_json(documents_to_json(documents))
         verifier = dcap_qvl.QuoteVerifier(chain.root.public_bytes(Encoding.DER))
@@ -102,10 +109,6 @@ def ask_second_verifier(
             came=status,
             mend="report this with quote and collateral; nothing is accepted until it is explained",
         )
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
 
 
 def _explained(

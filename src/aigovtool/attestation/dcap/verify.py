@@ -126,7 +126,13 @@ def _verify(
     )
     verdict = judge_tcb(collateral.tcb_info, qe_level, svns)  # 7
     ask_second_verifier(  # 8
-        raw, endorsements, chain=chain, report=quote.report, verdict=verdict, now=now
+        raw,
+        endorsements,
+        chain=chain,
+        issuer_chains=collateral.issuer_chains,
+        report=quote.report,
+        verdict=verdict,
+        now=now,
     )
     platform = PlatformClaims(
         tcb_status=verdict.status,
