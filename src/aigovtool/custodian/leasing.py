@@ -65,6 +65,11 @@ class Leasing:
     def __init__(self, *, ledger: Ledger, key: SigningKey) -> None:
         self._ledger = ledger
         self._key = key
+        self._suspended = False
+
+    def suspend(self) -> None:
+        """Grant nothing more: the server is about to end. Settlements are still taken."""
+        self._suspended = True
 
     def report(self, session_id: SessionId, report: Report) -> ReportAnswer:
         """
@@ -136,7 +141,8 @@ class Leasing:
         row = None
         if report.want is not None:
             wish = _read_want(report.want, books)
-            if session.state is SessionState.LIVE and is_active(loan, entry.now):
+            lives = session.state is SessionState.LIVE and is_active(loan, entry.now)
+            if lives and not self._suspended:
                 row = self._lease(
                     entry, session, loan, number=report.number, wish=wish, books=books
                 )

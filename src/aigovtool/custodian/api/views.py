@@ -1,0 +1,451 @@
+"""
+What the admin API says and takes, and how the ledger's rows become it.
+
+The names here are the API: they stand in its OpenAPI document, and the commands read them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from aigovtool.attestation.evidence import Tee
+from aigovtool.custodian import budget
+from aigovtool.custodian.lifecycle import state_at
+from aigovtool.custodian.loans import exposure_of
+from aigovtool.custodian.records import (
+    Consumer,
+    Event,
+    GrantRow,
+    LeaseRow,
+    Loan,
+    LoanTerms,
+    Model,
+    MoreRequest,
+    Session,
+)
+from aigovtool.custodian.store.base import Reading
+from aigovtool.wire.codec import Message
+
+Reason = Annotated[str, Meta(max_length=500)]
+Name = Annotated[str, Meta(min_length=1, max_length=100)]
+_TERMS = LoanTerms()  # the defaults are said once
+Credits = Annotated[int, Meta(ge=1, le=budget.MAX_CREDITS)]
+
+
+class AccountView(Struct, frozen=True, kw_only=True):
+    """Credits by what has become of them; granted = left + leased + spent + forfeited."""
+
+    granted: int
+    left: int
+    leased: int
+    spent: int
+    forfeited: int
+
+
+class ExposureView(Struct, frozen=True, kw_only=True):
+    """If you stop now, at most `credits` inferences and `seconds` can still be used."""
+
+    credits: int
+    seconds: float
+
+
+class ModelView(Struct, frozen=True, kw_only=True):
+    """A sealed model; `model` is its digest in hex."""
+
+    model: str
+    name: str
+    version: str
+    body_bytes: int
+    body_sha256: str
+    created: datetime
+
+
+class TermsView(Struct, frozen=True, kw_only=True):
+    """What was agreed for a loan."""
+
+    max_enclaves: int
+    max_lease_credits: int
+    lease_duration_s: float
+    settle_grace_s: float
+    wipe_after_s: float
+    expires: datetime | None
+
+
+class LoanView(Struct, frozen=True, kw_only=True):
+    """A loan as it is now; `enclaves` are connected."""
+
+    loan: str
+    name: str
+    model: str
+    model_name: str
+    state: str
+    state_reason: str
+    account: AccountView
+    exposure: ExposureView
+    enclaves: int
+    terms: TermsView
+    created: datetime
+
+
+class ConsumerView(Struct, frozen=True, kw_only=True):
+    """A consumer; `account` is its own budget, None when it shares the loan's."""
+
+    consumer: str
+    loan: str
+    name: str
+    blocked: bool
+    blocked_reason: str
+    used: int
+    account: AccountView | None
+    created: datetime
+
+
+class SessionView(Struct, frozen=True, kw_only=True):
+    """One attested run of an enclave; a simulated one protects nothing."""
+
+    session: str
+    loan: str
+    state: str
+    connected: bool
+    tee: str
+    simulated: bool
+    measurement: str
+    software: str
+    reports: int
+    opened: datetime
+    disconnected: datetime | None
+    ended: datetime | None
+    end_reason: str
+
+
+class LeaseView(Struct, frozen=True, kw_only=True):
+    """A block of credits in the hands of one session."""
+
+    lease: str
+    session: str
+    loan: str
+    state: str
+    credits: int
+    used: int | None
+    caps: dict[str, int]
+    granted: datetime
+    expires: datetime
+    forfeited: datetime | None
+    refunded: datetime | None
+
+
+class GrantView(Struct, frozen=True, kw_only=True):
+    """Credits that were made, and why."""
+
+    loan: str
+    consumer: str | None
+    credits: int
+    kind: str
+    lease: str | None
+    reason: str
+    actor: str
+    created: datetime
+
+
+class RequestView(Struct, frozen=True, kw_only=True):
+    """A consumer's request for more."""
+
+    request: str
+    loan: str
+    consumer: str
+    credits: int
+    reason: str
+    state: str
+    granted: int
+    decision_reason: str
+    created: datetime
+    decided: datetime | None
+
+
+class EventView(Struct, frozen=True, kw_only=True):
+    """One decision."""
+
+    number: int
+    time: datetime
+    kind: str
+    actor: str
+    loan: str | None
+    session: str | None
+    consumer: str | None
+    lease: str | None
+    detail: dict[str, Any]
+
+
+class ConsumptionView(Struct, frozen=True, kw_only=True):
+    """How much of a loan was used, and by whom."""
+
+    loan: str
+    name: str
+    state: str
+    account: AccountView
+    exposure: ExposureView
+    consumers: tuple[ConsumerView, ...]
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What `watch` shows: consumption of every loan, open requests, and the newest events."""
+
+    time: datetime
+    loans: tuple[ConsumptionView, ...]
+    enclaves: dict[str, int]
+    requests: tuple[RequestView, ...]
+    events: tuple[EventView, ...]
+
+
+class SuppliedView(Struct, frozen=True, kw_only=True):
+    """The answer of the first AIGovTool, and what it did not say; `inferences` is text as there."""
+
+    inferences: str
+    loan: str
+    left: int
+    granted: int
+
+
+class MadeLoan(Struct, frozen=True, kw_only=True):
+    """A new loan, with the texts of its ticket (for the borrower) and manifest (for consumers)."""
+
+    loan: LoanView
+    ticket: str
+    manifest: str
+
+
+class TicketView(Struct, frozen=True, kw_only=True):
+    """The text of ``loan.toml``; it is shown this once."""
+
+    loan: str
+    ticket: str
+
+
+class ManifestView(Struct, frozen=True, kw_only=True):
+    """The text of ``manifest.toml``, for consumers."""
+
+    loan: str
+    manifest: str
+
+
+class MadeConsumer(Struct, frozen=True, kw_only=True):
+    """A new consumer with its API key, which is shown this once."""
+
+    consumer: ConsumerView
+    api_key: str
+
+
+# --- what is taken -------------------------------------------------------------------------------
+
+
+class NewLoan(Message, frozen=True, kw_only=True):
+    """A loan to make. `policy` is the text of a policy file, None for the folder's own."""
+
+    name: Name
+    model: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    credits: Annotated[int, Meta(ge=0, le=budget.MAX_CREDITS)]
+    policy: str | None = None
+    max_enclaves: int = _TERMS.max_enclaves
+    max_lease_credits: int = _TERMS.max_lease_credits
+    lease_duration_s: float = _TERMS.lease_duration_s
+    settle_grace_s: float = _TERMS.settle_grace_s
+    wipe_after_s: float = _TERMS.wipe_after_s
+    expires: Annotated[datetime, Meta(tz=True)] | None = None
+
+    def terms(self) -> LoanTerms:
+        return LoanTerms(
+            max_enclaves=self.max_enclaves,
+            max_lease_credits=self.max_lease_credits,
+            lease_duration_s=self.lease_duration_s,
+            settle_grace_s=self.settle_grace_s,
+            wipe_after_s=self.wipe_after_s,
+            expires=self.expires,
+        )
+
+
+class NewConsumer(Message, frozen=True, kw_only=True):
+    """A consumer to make; `budget` gives it credits of its own within the loan's."""
+
+    name: Name
+    loan: str | None = None
+    budget: Annotated[int, Meta(ge=0, le=budget.MAX_CREDITS)] | None = None
+
+
+class NewGrant(Message, frozen=True, kw_only=True):
+    """Credits to add, to a loan (None: the only one) or to a consumer's own budget."""
+
+    credits: Credits
+    loan: str | None = None
+    consumer: str | None = None
+    reason: Reason = ""
+
+
+class Why(Message, frozen=True, kw_only=True):
+    """A reason, for the events."""
+
+    reason: Reason = ""
+
+
+class Approval(Message, frozen=True, kw_only=True):
+    """Approve a request, with another number of credits if one is given."""
+
+    credits: Credits | None = None
+    reason: Reason = ""
+
+
+# --- from rows -----------------------------------------------------------------------------------
+
+
+def account_view(account: budget.Account) -> AccountView:
+    return AccountView(
+        granted=account.granted,
+        left=account.left,
+        leased=account.leased,
+        spent=account.spent,
+        forfeited=account.forfeited,
+    )
+
+
+def exposure_view(tx: Reading, loan: Loan, now: datetime) -> ExposureView:
+    exposure = exposure_of(tx, loan.loan, now)
+    return ExposureView(credits=exposure.credits, seconds=exposure.seconds)
+
+
+def model_view(model: Model) -> ModelView:
+    return ModelView(
+        model=model.digest.hex(),
+        name=model.name,
+        version=model.version,
+        body_bytes=model.body_bytes,
+        body_sha256=model.body_sha256.hex(),
+        created=model.created,
+    )
+
+
+def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
+    model = tx.model(loan.model)
+    terms = loan.terms
+    return LoanView(
+        loan=loan.loan,
+        name=loan.name,
+        model=loan.model.hex(),
+        model_name="" if model is None else model.name,
+        state=state_at(loan.state, terms.expires, now).value,
+        state_reason=loan.state_reason,
+        account=account_view(loan.account),
+        exposure=exposure_view(tx, loan, now),
+        enclaves=tx.count_connected_sessions(loan.loan),
+        terms=TermsView(
+            max_enclaves=terms.max_enclaves,
+            max_lease_credits=terms.max_lease_credits,
+            lease_duration_s=terms.lease_duration_s,
+            settle_grace_s=terms.settle_grace_s,
+            wipe_after_s=terms.wipe_after_s,
+            expires=terms.expires,
+        ),
+        created=loan.created,
+    )
+
+
+def consumer_view(consumer: Consumer) -> ConsumerView:
+    return ConsumerView(
+        consumer=consumer.consumer,
+        loan=consumer.loan,
+        name=consumer.name,
+        blocked=consumer.blocked,
+        blocked_reason=consumer.blocked_reason,
+        used=consumer.used,
+        account=account_view(consumer.account) if consumer.budgeted else None,
+        created=consumer.created,
+    )
+
+
+def session_view(session: Session) -> SessionView:
+    return SessionView(
+        session=session.session,
+        loan=session.loan,
+        state=session.state.value,
+        connected=session.disconnected is None,
+        tee=session.tee,
+        simulated=session.tee == Tee.SIMULATED,
+        measurement=session.measurement,
+        software=session.software,
+        reports=session.last_report,
+        opened=session.opened,
+        disconnected=session.disconnected,
+        ended=session.ended,
+        end_reason=session.end_reason,
+    )
+
+
+def lease_view(lease: LeaseRow) -> LeaseView:
+    return LeaseView(
+        lease=lease.lease,
+        session=lease.session,
+        loan=lease.loan,
+        state=lease.state.value,
+        credits=lease.credits,
+        used=lease.used,
+        caps={consumer: cap for consumer, cap in lease.caps.items()},
+        granted=lease.granted,
+        expires=lease.expires,
+        forfeited=lease.forfeited,
+        refunded=lease.refunded,
+    )
+
+
+def grant_view(grant: GrantRow) -> GrantView:
+    return GrantView(
+        loan=grant.loan,
+        consumer=grant.consumer,
+        credits=grant.credits,
+        kind=grant.kind.value,
+        lease=grant.lease,
+        reason=grant.reason,
+        actor=grant.actor,
+        created=grant.created,
+    )
+
+
+def request_view(request: MoreRequest) -> RequestView:
+    return RequestView(
+        request=request.request,
+        loan=request.loan,
+        consumer=request.consumer,
+        credits=request.credits,
+        reason=request.reason,
+        state=request.state.value,
+        granted=request.granted,
+        decision_reason=request.decision_reason,
+        created=request.created,
+        decided=request.decided,
+    )
+
+
+def event_view(event: Event) -> EventView:
+    return EventView(
+        number=event.number,
+        time=event.time,
+        kind=event.kind,
+        actor=event.actor,
+        loan=event.loan,
+        session=event.session,
+        consumer=event.consumer,
+        lease=event.lease,
+        detail=msgspec.json.decode(event.detail, type=dict[str, Any]),
+    )
+
+
+def consumption_view(tx: Reading, loan: Loan, now: datetime) -> ConsumptionView:
+    return ConsumptionView(
+        loan=loan.loan,
+        name=loan.name,
+        state=state_at(loan.state, loan.terms.expires, now).value,
+        account=account_view(loan.account),
+        exposure=exposure_view(tx, loan, now),
+        consumers=tuple(consumer_view(one) for one in tx.consumers_of_loan(loan.loan)),
+    )

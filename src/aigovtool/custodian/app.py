@@ -1,0 +1,260 @@
+"""
+The custodian put together: the one module that builds its parts, and the one that makes its keys.
+
+`initialise` makes a data folder, once. `open_custodian` opens one that was made, and never makes
+what should exist: a wrong path is an error, not a new custodian.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from aigovtool.attestation.policy import Alternative, Policy, write_policy
+from aigovtool.attestation.verify import judge
+from aigovtool.clock import Clock
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.crypto.tls import make_custodian_root
+from aigovtool.custodian import files, vault
+from aigovtool.custodian.admission import Admission
+from aigovtool.custodian.challenges import Challenges
+from aigovtool.custodian.data import DataFolder
+from aigovtool.custodian.enrolment import Enrolment
+from aigovtool.custodian.grants import Grants
+from aigovtool.custodian.hub import Hub
+from aigovtool.custodian.leasing import Leasing
+from aigovtool.custodian.ledger import Ledger
+from aigovtool.custodian.loans import Loans
+from aigovtool.custodian.records import Custodian
+from aigovtool.custodian.release import Releasing
+from aigovtool.custodian.sessions import Sessions
+from aigovtool.custodian.store.base import Store
+from aigovtool.custodian.store.sqlite import SqliteStore
+from aigovtool.custodian.tokens import ADMIN, hash_token, new_token
+from aigovtool.custodian.upload import Uploads
+from aigovtool.custodian.vault import Vault
+from aigovtool.errors import ConfigurationError, ConflictError
+
+POOL_THREADS = 4  # appraisals and the admin API; reports have a thread of their own
+SQLITE_SCHEME = "sqlite:///"
+
+POLICY_PREFACE = """What evidence new loans accept: one [[accept]] table for each kind.
+`aigovtool enclave measure`, run where the enclave will run, prints such a table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """Everything that a server or a command needs; made by `open_custodian`."""
+
+    folder: DataFolder
+    clock: Clock
+    identity: Custodian
+    key: SigningKey
+    admin_token_sha256: bytes
+    ledger: Ledger
+    hub: Hub
+    loans: Loans
+    grants: Grants
+    sessions: Sessions
+    leasing: Leasing
+    enrolment: Enrolment
+    uploads: Uploads
+    reports: ThreadPoolExecutor
+    pool: ThreadPoolExecutor
+
+
+def initialise(
+    folder: DataFolder,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    accept: tuple[Alternative, ...] = (),
+) -> bytes:
+    """
+    Make keys, database and token in *folder*; return the custodian's public key.
+
+    Args:
+        accept: alternatives that new loans accept; none leaves ``policy.toml`` to the operator.
+
+    Raises:
+        ConflictError: the folder holds a custodian's files already; nothing was changed.
+        ConfigurationError, UnavailableError: it cannot be written; nothing is left behind.
+    """
+    for made in (folder.ledger, folder.master_key, folder.admin_token):
+        if made.exists():
+            raise ConflictError(
+                f"{folder.path} holds a custodian already",
+                code="data.initialised",
+                came=made.name,
+                mend="serve it, or name another --data folder; its keys are never replaced",
+            )
+    try:
+        folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        staging = DataFolder(folder.path / f".init-{secrets.token_hex(8)}")
+        staging.path.mkdir(mode=0o700)
+    except OSError as error:
+        raise files.unwritable(folder.path, error) from None
+    try:
+        public_key = _make(staging, clock=clock, environ=environ, accept=accept)
+        # the ledger last: with it the folder is a custodian's, without it nothing is lost
+        for name in (*sorted(set(os.listdir(staging.path)) - {"ledger.db"}), "ledger.db"):
+            (staging.path / name).rename(folder.path / name)
+        files.sync_folder(folder.path)
+    except OSError as error:
+        raise files.unwritable(folder.path, error) from None
+    finally:
+        shutil.rmtree(staging.path, ignore_errors=True)
+    return public_key
+
+
+def _make(
+    folder: DataFolder,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    accept: tuple[Alternative, ...],
+) -> bytes:
+    folder.models.mkdir(mode=0o700)
+    if vault.MASTER_KEY_VARIABLE not in environ:
+        files.write_whole(folder.master_key, vault.write_master_key(vault.new_master_key()))
+    keeper = Vault(vault.read_master_key(folder.master_key, environ))
+    key = SigningKey.generate()
+    files.write_whole(folder.admin_token, new_token(ADMIN) + "\n")
+    if accept:
+        text = write_policy(Policy(accept=accept, custodian=None), preface=POLICY_PREFACE)
+        files.write_whole(folder.policy, text)
+    store = SqliteStore.create(folder.ledger)
+    try:
+        with store.write() as tx:
+            now = clock.now()
+            tx.insert_custodian(
+                Custodian(
+                    public_key=key.public_key,
+                    wrapped_signing_key=keeper.keep_signing_key(key),
+                    certificate_pem=make_custodian_root(key, now=now),
+                    created=now,
+                )
+            )
+            tx.insert_event(
+                time=now,
+                kind="custodian.created",
+                actor="admin",
+                loan=None,
+                session=None,
+                consumer=None,
+                lease=None,
+                detail=b"{}",
+            )
+    finally:
+        store.close()
+    return key.public_key
+
+
+@contextlib.contextmanager
+def open_custodian(
+    folder: DataFolder,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    master_key_file: Path | None = None,
+    database: str | None = None,
+) -> Iterator[App]:
+    """
+    Open the custodian in *folder* for the length of the block, alone.
+
+    Raises:
+        ConfigurationError: not initialised, a wrong master key, files that cannot be used.
+        ConflictError: another process serves this folder.
+    """
+    if not folder.ledger.is_file() and database is None:
+        raise ConfigurationError(
+            f"there is no custodian in {folder.path}",
+            code="data.missing",
+            mend=f"aigovtool custodian init --data {folder.path}",
+        )
+    with files.held(folder.lock), contextlib.ExitStack() as stack:
+        keeper = Vault(vault.read_master_key(master_key_file or folder.master_key, environ))
+        store = open_store(folder, database)
+        stack.callback(store.close)
+        with store.read() as tx:
+            identity = tx.custodian()
+        if identity is None:
+            raise ConfigurationError(
+                "the ledger has no custodian in it",
+                code="data.missing",
+                mend="restore it from a copy, or `aigovtool custodian init` another folder",
+            )
+        key = keeper.signing_key(identity)
+        token = files.read_text(
+            folder.admin_token, mend="write a long random token into it, mode 0600"
+        ).strip()
+        yield _build(
+            folder,
+            clock=clock,
+            keeper=keeper,
+            store=store,
+            identity=identity,
+            key=key,
+            admin_token_sha256=hash_token(token),
+            stack=stack,
+        )
+
+
+def open_store(folder: DataFolder, database: str | None) -> Store:
+    """Open the ledger of *folder*, or the one that *database* names; raises ConfigurationError."""
+    if database is None:
+        return SqliteStore.open(folder.ledger)
+    if not database.startswith(SQLITE_SCHEME):
+        raise ConfigurationError(
+            "--database names a kind of database that is not known",
+            expected=f"{SQLITE_SCHEME}PATH",
+            came=ascii(database.partition(":")[0][:20]),
+        )
+    return SqliteStore.open(Path(database.removeprefix(SQLITE_SCHEME)))
+
+
+def _build(
+    folder: DataFolder,
+    *,
+    clock: Clock,
+    keeper: Vault,
+    store: Store,
+    identity: Custodian,
+    key: SigningKey,
+    admin_token_sha256: bytes,
+    stack: contextlib.ExitStack,
+) -> App:
+    reports = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="reports"))
+    pool = stack.enter_context(ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pool"))
+    hub = Hub()
+    ledger = Ledger(store=store, clock=clock, publisher=hub)
+    return App(
+        folder=folder,
+        clock=clock,
+        identity=identity,
+        key=key,
+        admin_token_sha256=admin_token_sha256,
+        ledger=ledger,
+        hub=hub,
+        loans=Loans(ledger=ledger),
+        grants=Grants(ledger=ledger),
+        sessions=Sessions(ledger=ledger),
+        leasing=Leasing(ledger=ledger, key=key),
+        enrolment=Enrolment(
+            ledger=ledger,
+            challenges=Challenges(clock=clock),
+            admission=Admission(ledger=ledger),
+            release=Releasing(ledger=ledger, vault=keeper, key=key).release,
+            judge=judge,
+            custodian_key=key.public_key,
+        ),
+        uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
+        reports=reports,
+        pool=pool,
+    )

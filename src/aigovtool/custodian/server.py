@@ -1,0 +1,261 @@
+"""
+The running custodian: two doors, the sweep, and an orderly end.
+
+On SIGTERM or SIGINT: lease nothing more, tell the enclaves, take their settlements for a short
+time, close the connections, then the doors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from aigovtool.crypto.tls import TLS_CIPHERS, make_custodian_identity, server_context
+from aigovtool.custodian.api.admin import admin_app
+from aigovtool.custodian.api.enclaves import enclave_app
+from aigovtool.custodian.api.http import off_loop
+from aigovtool.custodian.app import App
+from aigovtool.custodian.data import Address, ServerConfig
+from aigovtool.errors import AIGovToolError, ConfigurationError
+from aigovtool.wire.control import MAX_CONTROL_BYTES, ShuttingDown
+
+SWEEP_EVERY_S = 1.0
+SETTLE_WITHIN_S = 3.0  # at the end; what comes later is settled after the next start
+PING_EVERY_S = 2.0
+PING_TIMEOUT_S = 4.0  # with PING_EVERY_S less than hub.TAKEOVER_WAIT_S
+IDLE_TIMEOUT_S = 30
+CLOSE_TIMEOUT_S = 2
+BACKLOG = 2048
+MAX_CONNECTIONS = 20_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Both listening sockets, bound before anything is promised."""
+
+    enclaves: socket.socket
+    admin: socket.socket
+
+    @classmethod
+    def bind(cls, config: ServerConfig) -> Doors:
+        """Listen; raises ConfigurationError when an address is taken or not ours."""
+        enclaves = _bind(config.listen, "--listen")
+        try:
+            return cls(enclaves, _bind(config.admin_listen, "--admin-listen"))
+        except BaseException:
+            enclaves.close()
+            raise
+
+    @property
+    def enclave_address(self) -> Address:
+        return _address(self.enclaves)
+
+    @property
+    def admin_address(self) -> Address:
+        return _address(self.admin)
+
+    def close(self) -> None:
+        self.enclaves.close()
+        self.admin.close()
+
+
+def advertised(config: ServerConfig, doors: Doors) -> str:
+    """Return what goes into tickets: as configured, else where the enclaves' door is."""
+    if config.advertise is not None:
+        return config.advertise
+    address = doors.enclave_address
+    if address.is_unspecified:
+        return str(Address(socket.gethostname(), address.port))
+    return str(address)
+
+
+def admin_names(config: ServerConfig) -> frozenset[str] | None:
+    """
+    Return the names by which the admin API may be called (its Host header); None for any.
+
+    On a network it is called by whatever name its certificate has, and no browser gets there by
+    rebinding a name to loopback.
+    """
+    if config.admin_listen.is_loopback:
+        return frozenset({"localhost", "127.0.0.1", "::1", config.admin_listen.host})
+    return None
+
+
+class Server:
+    """Serves an `App` on bound sockets until it is told to end."""
+
+    def __init__(self, *, app: App, config: ServerConfig, doors: Doors) -> None:
+        self._app = app
+        self._config = config
+        self._doors = doors
+        self._end = asyncio.Event()
+
+    async def run(self, *, on_ready: Callable[[], None] = lambda: None) -> None:
+        """
+        Serve until `end` is called, or SIGTERM or SIGINT comes.
+
+        Raises:
+            ConfigurationError: the admin certificate cannot be used.
+        """
+        app = self._app
+        identity = make_custodian_identity(
+            app.key, app.identity.certificate_pem, now=app.clock.now()
+        )
+        for_enclaves = _Uvicorn(enclave_app(app), server_context(identity))
+        for_admin = _Uvicorn(
+            admin_app(
+                app,
+                names=admin_names(self._config),
+                enclave_address=advertised(self._config, self._doors),
+            ),
+            _admin_tls(self._config),
+        )
+        app.hub.start()
+        await off_loop(app.reports, app.sessions.start)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end.set)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                serving = [
+                    tasks.create_task(for_enclaves.serve(sockets=[self._doors.enclaves])),
+                    tasks.create_task(for_admin.serve(sockets=[self._doors.admin])),
+                ]
+                sweeping = tasks.create_task(self._sweep())
+                await for_enclaves.is_up.wait()
+                await for_admin.is_up.wait()
+                on_ready()
+                await self._end.wait()
+                await self._settle_up()
+                sweeping.cancel()
+                app.hub.close_all()
+                for_enclaves.should_exit = for_admin.should_exit = True
+                await asyncio.gather(*serving)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def end(self) -> None:
+        """Begin the orderly end; on the event loop only."""
+        self._end.set()
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await off_loop(self._app.reports, self._app.sessions.sweep)
+            except AIGovToolError as error:  # a full disk must not end the server
+                _log.error("the sweep failed: %s", error)
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _settle_up(self) -> None:
+        """Tell the enclaves to give everything back, and wait a short while for it."""
+        app = self._app
+        app.leasing.suspend()
+        app.hub.send_all(ShuttingDown(settle_within_s=SETTLE_WITHIN_S))
+        with contextlib.suppress(TimeoutError), app.hub.watch() as changed:
+            async with asyncio.timeout(SETTLE_WITHIN_S):
+                while app.hub.connected and await off_loop(app.reports, self._leased):
+                    await changed.wait()
+                    changed.clear()
+
+    def _leased(self) -> int:
+        with self._app.ledger.read() as tx:
+            return sum(loan.account.leased for loan in tx.loans())
+
+
+class _Uvicorn(uvicorn.Server):
+    """One door. Signals are ours: the two doors end together, after the enclaves were told."""
+
+    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
+                http="httptools",
+                ws="websockets-sansio",
+                ws_max_size=MAX_CONTROL_BYTES,
+                ws_ping_interval=PING_EVERY_S,
+                ws_ping_timeout=PING_TIMEOUT_S,
+                ws_per_message_deflate=False,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=IDLE_TIMEOUT_S,
+                timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+            )
+        )
+
+        self.is_up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _bind(address: Address, option: str) -> socket.socket:
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise _not_ours(address, option, error) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise _not_ours(address, option, error) from None
+    return listener
+
+
+def _not_ours(address: Address, option: str, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot listen on {address}",
+        code="listen",
+        came=error.strerror,
+        mend=f"choose another address with {option}, or end what listens there",
+    )
+
+
+def _address(listener: socket.socket) -> Address:
+    host, port, *_ = listener.getsockname()
+    return Address(host, port)
+
+
+def _admin_tls(config: ServerConfig) -> ssl.SSLContext | None:
+    if config.admin_certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(TLS_CIPHERS)
+    try:
+        context.load_cert_chain(config.admin_certificate, config.admin_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            "the admin certificate or its key cannot be used",
+            code="admin.tls",
+            came=type(error).__name__,
+            mend="give PEM files that belong together",
+        ) from None
+    return context
