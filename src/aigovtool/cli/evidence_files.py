@@ -19,9 +19,10 @@ from aigovtool.attestation.dcap.verify import QUOTE
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.nitro import verify as nitro
 from aigovtool.attestation.nvidia import verify as nvidia
+from aigovtool.attestation.simulated import ROOT_CA
 from aigovtool.attestation.snp import verify as snp
 from aigovtool.attestation.tpm2 import verify as tpm2
-from aigovtool.errors import ConfigurationError, MalformedError
+from aigovtool.errors import ConfigurationError
 
 MAX_FILE_BYTES = 4 << 20
 COLLATERAL = "collateral"
@@ -58,6 +59,7 @@ _AK_CERTIFICATES = {
     "ak_intermediates": tpm2.AK_INTERMEDIATES,
 }
 _ENDORSEMENTS: Mapping[Tee, Mapping[str, str]] = {
+    Tee.SIMULATED: {"root_ca": ROOT_CA},
     Tee.SNP: _SNP_CERTIFICATES,
     Tee.AZURE_SNP: {**_SNP_CERTIFICATES, **_AK_CERTIFICATES},
     Tee.AZURE_TDX: _AK_CERTIFICATES,
@@ -72,6 +74,7 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "quote": ("quote.bin",),
     "event_log": ("event_log.json",),
     COLLATERAL: ("collateral.json",),
+    "root_ca": ("root_ca.der",),
     "report": ("report.bin",),
     "certificate_table": ("certificate_table.bin",),
     "vcek": ("vcek.der", "vcek.pem"),
@@ -197,17 +200,17 @@ def endorsements_of(tee: Tee, folder: Path, roles: Roles) -> Endorsements:
         return Endorsements(tee=tee, documents=documents)
     documents |= _named(_ENDORSEMENTS.get(tee, {}), folder, roles)
     if tee in _WITH_COLLATERAL and COLLATERAL in roles:
-        documents |= documents_from_json(read_file(folder / _name(roles[COLLATERAL])))
+        documents |= documents_from_json(read_file(folder / file_name(roles[COLLATERAL])))
     if tee is Tee.NVIDIA:
         for role, prefix in (("rims", nvidia.RIM_PREFIX), ("ocsp", nvidia.OCSP_PREFIX)):
             for name in _list(roles.get(role, [])):
-                documents[prefix + _name(name)] = read_file(folder / _name(name))
+                documents[prefix + file_name(name)] = read_file(folder / file_name(name))
     return Endorsements(tee=tee, documents=documents)
 
 
 def _named(table: Mapping[str, str], folder: Path, roles: Roles) -> dict[str, bytes]:
     return {
-        document: read_file(folder / _name(roles[role]))
+        document: read_file(folder / file_name(roles[role]))
         for role, document in table.items()
         if role in roles
     }
@@ -216,14 +219,14 @@ def _named(table: Mapping[str, str], folder: Path, roles: Roles) -> dict[str, by
 def _tpm_quotes(folder: Path, roles: Roles) -> dict[str, bytes]:
     documents = {}
     for quote in map(_table, _list(roles.get("quotes", []))):
-        bank = _name(quote.get("bank"))
+        bank = file_name(quote.get("bank"))
         for role, document in (
             ("message", tpm2.QUOTE),
             ("signature", tpm2.SIGNATURE),
             ("pcrs", tpm2.PCRS),
         ):
             if role in quote:
-                documents[document.format(bank=bank)] = read_file(folder / _name(quote[role]))
+                documents[document.format(bank=bank)] = read_file(folder / file_name(quote[role]))
     return documents
 
 
@@ -231,7 +234,9 @@ def _devices(folder: Path, roles: Roles) -> dict[str, bytes]:
     documents = {}
     for number, device in enumerate(map(_table, _list(roles.get("devices", [])))):
         for role, document in (("evidence", nvidia.REPORT), ("cert_chain", nvidia.CERTIFICATES)):
-            documents[document.format(number=number)] = read_file(folder / _name(device.get(role)))
+            documents[document.format(number=number)] = read_file(
+                folder / file_name(device.get(role))
+            )
     return documents
 
 
@@ -258,7 +263,7 @@ def _table(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else _unexpected("a table")
 
 
-def _name(value: object) -> str:
+def file_name(value: object) -> str:
     """Return a file name below the folder; a manifest may not lead elsewhere."""
     if not isinstance(value, str) or value.startswith("/") or ".." in value.split("/"):
         return _unexpected("a file name below the folder")
@@ -266,7 +271,9 @@ def _name(value: object) -> str:
 
 
 def _unexpected(what: str) -> NoReturn:
-    raise MalformedError("the manifest of vectors cannot be read", code="manifest", expected=what)
+    raise ConfigurationError(
+        "the manifest of vectors cannot be read", code="manifest", expected=what
+    )
 
 
 _ONE_FILE = frozenset({Tee.SGX, Tee.TDX, Tee.SIMULATED, Tee.SNP, Tee.NITRO})

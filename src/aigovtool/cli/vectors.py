@@ -27,7 +27,13 @@ from aigovtool.attestation.nvidia.ocsp import Revocation
 from aigovtool.attestation.policy import Alternative
 from aigovtool.attestation.strict import strict_nvidia, strict_policy
 from aigovtool.attestation.verify import verify
-from aigovtool.cli.evidence_files import COLLATERAL, endorsements_of, evidence_of, read_file
+from aigovtool.cli.evidence_files import (
+    COLLATERAL,
+    endorsements_of,
+    evidence_of,
+    file_name,
+    read_file,
+)
 from aigovtool.errors import (
     ConfigurationError,
     MalformedError,
@@ -149,7 +155,7 @@ def judge_case(folder: Path, vector: Vector, case: Case) -> Verdict:
     tee = _TEES.get(vector.tee)
     if tee is None:
         raise ConfigurationError("vector of an unknown TEE", code="manifest", came=vector.tee)
-    place = folder / vector.id
+    place = folder / file_name(vector.id)
     roles: dict[str, object] = dict(vector.files)
     if case.collateral is not None:
         roles[COLLATERAL] = case.collateral

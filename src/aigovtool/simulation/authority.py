@@ -92,14 +92,13 @@ def create_authority(directory: Path, *, now: datetime) -> Authority:
     authority = make_authority(now=now)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".simulated-platform-", dir=directory.parent))
-        for name in _NAMES:
-            identity: Identity = getattr(authority, name)
-            _write(staging / f"{name}.pem", identity.certificate.public_bytes(Encoding.PEM), 0o644)
-            key_pem = identity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            _write(staging / f"{name}.key", key_pem, 0o600)
-        # Renaming onto a directory with content fails, so nobody's keys are ever replaced.
-        staging.rename(directory)
+        # What is left of a failed attempt goes with this folder: it holds private keys.
+        with tempfile.TemporaryDirectory(prefix=".simulated-", dir=directory.parent) as staging:
+            written = Path(staging) / directory.name
+            written.mkdir(mode=0o700)
+            _write_authority(authority, written)
+            # Renaming onto a directory with content fails, so nobody's keys are ever replaced.
+            written.rename(directory)
     except OSError as error:
         if directory.exists():
             raise ConflictError(
@@ -114,6 +113,14 @@ def create_authority(directory: Path, *, now: datetime) -> Authority:
             mend="name a directory that can be made there",
         ) from None
     return authority
+
+
+def _write_authority(authority: Authority, directory: Path) -> None:
+    for name in _NAMES:
+        identity: Identity = getattr(authority, name)
+        _write(directory / f"{name}.pem", identity.certificate.public_bytes(Encoding.PEM), 0o644)
+        key_pem = identity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _write(directory / f"{name}.key", key_pem, 0o600)
 
 
 def load_authority(directory: Path) -> Authority:
