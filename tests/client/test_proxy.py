@@ -18,7 +18,7 @@ import uvicorn
 
 from aigovtool.channel.address import Address, parse_address
 from aigovtool.channel.connect import open_channel
-from aigovtool.client.proxy import Proxy, serve_proxy
+from aigovtool.client.proxy import Proxy, listen_on
 from aigovtool.clock import SystemClock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.errors import BlockedError, ConfigurationError
@@ -60,7 +60,7 @@ class Running:
     _ready: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listen_on(LOOPBACK, dangerously_beyond_loopback=False)
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -363,19 +363,33 @@ def test_a_client_that_hangs_up_frees_the_enclave(enclave: StandIn, proxy: Runni
 # --- where it listens -----------------------------------------------------------------------------
 
 
+LOOPBACK = Address(host="127.0.0.1", port=0)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-async def test_it_does_not_listen_beyond_loopback(
-    enclave: StandIn, world: World, host: str
-) -> None:
-    channel = await open_channel(parse_address(enclave.address), world.policy, clock=SystemClock())
-    ready: list[Address] = []
+def test_it_does_not_listen_beyond_loopback(host: str) -> None:
+    beyond = Address(host=host, port=0)
     with pytest.raises(ConfigurationError, match="other machines"):
-        await serve_proxy(
-            channel,
-            api_key=API_KEY,
-            listen=Address(host=host, port=0),
-            dangerously_beyond_loopback=False,
-            on_ready=ready.append,
-        )
-    assert not ready
-    await channel.aclose()
+        listen_on(beyond, dangerously_beyond_loopback=False)
+
+
+def test_beyond_loopback_when_one_means_it() -> None:
+    with listen_on(Address(host="0.0.0.0", port=0), dangerously_beyond_loopback=True) as listener:
+        assert listener.getsockname()[1] > 0
+
+
+def test_a_port_that_is_taken() -> None:
+    with listen_on(LOOPBACK, dangerously_beyond_loopback=False) as listener:
+        taken = Address(host="127.0.0.1", port=listener.getsockname()[1])
+        with pytest.raises(ConfigurationError, match="cannot listen"):
+            listen_on(taken, dangerously_beyond_loopback=False)
+
+
+def test_answers_do_not_wait_for_delayed_acks() -> None:
+    with (
+        listen_on(LOOPBACK, dangerously_beyond_loopback=False) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
