@@ -18,7 +18,7 @@ from aigovtool.enclave.api.app import Api
 from aigovtool.enclave.api.server import EnclaveServer, listen_on
 from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.cache import BodyCache
-from aigovtool.enclave.config import EnclaveConfig
+from aigovtool.enclave.config import EnclaveConfig, Limits
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Flights
@@ -111,7 +111,7 @@ async def serve(
                 clock=clock,
             )
             on_listening(address)
-            await _run(supervisor, server, stop, drain_s=limits.drain_s, listening=[listening])
+            await _run(supervisor, server, stop, limits, listening)
     flights.close()
 
 
@@ -119,11 +119,10 @@ async def _run(
     supervisor: Supervisor,
     server: EnclaveServer,
     stop: asyncio.Event,
-    *,
-    drain_s: float,
-    listening: list[socket.socket],
+    limits: Limits,
+    listening: socket.socket,
 ) -> None:
-    serving = asyncio.create_task(server.serve(sockets=listening))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     leading = asyncio.create_task(supervisor.run())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -135,7 +134,7 @@ async def _run(
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
-        await supervisor.drain(drain_s)
+        await supervisor.drain(drain_s=limits.drain_s, goodbye_s=limits.goodbye_s)
         server.should_exit = True
         await asyncio.wait({serving})
         if leading.done() and not leading.cancelled():

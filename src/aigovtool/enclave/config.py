@@ -33,6 +33,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_connections: of consumers.
         idle_s: an unused connection is closed after so long.
         drain_s: how long queries in flight may go on when the server is told to end.
+        goodbye_s: how long after that the last settlements and the proof may take.
         replay_s: how long an answer is kept for a retry with the same ``Idempotency-Key``.
         max_replay_bytes: of all kept answers together.
     """
@@ -51,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_connections: int = 4096
     idle_s: float = 75.0
     drain_s: float = 10.0
+    goodbye_s: float = 10.0
     replay_s: float = 600.0
     max_replay_bytes: int = 64 << 20
 

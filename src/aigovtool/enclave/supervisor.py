@@ -29,7 +29,6 @@ from aigovtool.ids import LoanId
 
 REFUSED_FIRST_S = 1.0
 REFUSED_LONGEST_S = 30.0
-GOODBYE_S = 10.0  # for the last settlements and the proof, when the server ends
 
 _log = logging.getLogger(__name__)
 
@@ -66,14 +65,16 @@ class Supervisor:
         self._running = asyncio.current_task()
         refused = Backoff(first_s=REFUSED_FIRST_S, longest_s=REFUSED_LONGEST_S)
         while (enrolment := await self._enrol(refused)) is not None:
-            ending = await self._session(enrolment, refused)
-            if ending.to in (State.CLOSED, State.DRAINING):
+            await self._session(enrolment, refused)
+            if self._enclave.life.state in (State.CLOSED, State.DRAINING):
                 return
             await refused.wait()
 
-    async def drain(self, drain_s: float) -> None:
+    async def drain(self, *, drain_s: float, goodbye_s: float) -> None:
         """
-        Admit nothing more, let what is in flight end within *drain_s*, then settle, prove, wipe.
+        Admit nothing more, let what is in flight end within *drain_s*, wipe, settle and prove.
+
+        When the custodian is not found within *goodbye_s*, it will count the last leases as used.
         """
         ending = Ending(State.DRAINING, "the server is ending")
         enclave = self._enclave
@@ -86,10 +87,10 @@ class Supervisor:
                 await enclave.flights.idle()
         except TimeoutError:
             _log.warning("queries in flight are cancelled: they took longer than %g s", drain_s)
-        if self._conversation is not None:
-            self._conversation.end(ending)
         if self._running is not None:
-            await asyncio.wait({self._running}, timeout=GOODBYE_S if self._conversation else 0)
+            if self._conversation is not None:
+                self._conversation.end(ending)
+                await asyncio.wait({self._running}, timeout=goodbye_s)
             self._running.cancel()
             await asyncio.wait({self._running})
         await enclave.wipe()
@@ -124,7 +125,7 @@ class Supervisor:
                 life.move(State.ENROLLING, "enrolling")
                 return enrolment
 
-    async def _session(self, enrolment: Enrolment, refused: Backoff) -> Ending:
+    async def _session(self, enrolment: Enrolment, refused: Backoff) -> None:
         """Live through one session."""
         enclave = self._enclave
         enclave.life.move(State.LOADING, "loading the model")
@@ -161,7 +162,7 @@ class Supervisor:
                 else:
                     enclave.loaded(session, model)
                     refused.reset()
-            return await talking
+            await talking
         finally:
             talking.cancel()
             await asyncio.wait({talking})

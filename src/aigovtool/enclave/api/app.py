@@ -95,6 +95,8 @@ class Api:
     async def _model_path(self, request: Request, parts: list[str]) -> Reply:
         """Answer ``NAME[/versions/VERSION][/infer|/ready]``."""
         name, version, rest = parts[0], None, parts[1:]
+        if not name:
+            raise NotFoundError("no such path here")
         if len(rest) >= 2 and rest[0] == "versions":
             version, rest = rest[1], rest[2:]
         match rest:
