@@ -1,7 +1,7 @@
 """
 The second verifier: dcap-qvl (Rust), which shares no code with this package.
 
-Rule 1: when it gives claims, its TCB status must be ours.
+Rule 1: when it gives claims, its TCB status and advisories must be ours.
 Rule 2: when it refuses, the refusal must be one of those that the claims explain. It refuses what
         is for a policy to judge (debug, SEPT_VE_DISABLE off, MRSERVICETD, below every TCB level)
         and what it cannot read (TCB info version 2).
@@ -57,6 +57,7 @@ _TD_USUAL_FREEDOM = TD_ATTRIBUTE_PKS | TD_ATTRIBUTE_KEY_LOCKER | TD_ATTRIBUTE_PE
 
 class _Tcb(msgspec.Struct, frozen=True):
     status: str
+    advisory_ids: frozenset[str]
 
 
 class _QvlClaims(msgspec.Struct, frozen=True):
@@ -100,13 +101,13 @@ def ask_second_verifier(
         raise VerificationError(
             "the second verifier refuses this quote", code="dcap.second_opinion", came=refusal
         ) from None
-    status = msgspec.json.decode(claims.to_json(), type=_QvlClaims).tcb.status
-    if status != verdict.status:
+    theirs = msgspec.json.decode(claims.to_json(), type=_QvlClaims).tcb
+    if (theirs.status, theirs.advisory_ids) != (verdict.status, frozenset(verdict.advisories)):
         raise VerificationError(
             "two verifiers come to different states of this platform",
             code="dcap.second_opinion",
-            expected=verdict.status,
-            came=status,
+            expected=f"{verdict.status} ({', '.join(verdict.advisories)})",
+            came=f"{theirs.status} ({', '.join(sorted(theirs.advisory_ids))})",
             mend="report this with quote and collateral; nothing is accepted until it is explained",
         )
 
