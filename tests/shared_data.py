@@ -1,4 +1,4 @@
-"""Where the recorded evidence and published vectors are, or a skip that says where they should be."""
+"""Where recorded evidence and published vectors are, or a skip that says where they should be."""
 
 from __future__ import annotations
 
