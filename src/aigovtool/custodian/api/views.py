@@ -390,7 +390,7 @@ def lease_view(lease: LeaseRow) -> LeaseView:
         state=lease.state.value,
         credits=lease.credits,
         used=lease.used,
-        caps={consumer: cap for consumer, cap in lease.caps.items()},
+        caps=dict(lease.caps.items()),
         granted=lease.granted,
         expires=lease.expires,
         forfeited=lease.forfeited,

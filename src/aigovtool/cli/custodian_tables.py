@@ -1,0 +1,253 @@
+"""What the custodian's commands show to people: tables, and the live one of ``watch``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from aigovtool.custodian.api import views
+
+_STATES = {
+    "active": "green",
+    "live": "green",
+    "approved": "green",
+    "settled": "green",
+    "open": "yellow",
+    "lapsed": "yellow",
+    "stopped": "red",
+    "expired": "red",
+    "closed": "red",
+    "denied": "red",
+    "forfeited": "red",
+}
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Return a plain table; numbers are set right, states coloured."""
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    numbers = {
+        index
+        for index in range(len(columns))
+        if rows and all(isinstance(row[index], int | float) for row in rows)
+    }
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_cell(value) for value in row))
+    return made
+
+
+def _cell(value: object) -> Text:
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, datetime):
+        return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+    if isinstance(value, float):
+        return Text(f"{value:.1f}")
+    return Text(str(value), style=_STATES.get(str(value), ""))
+
+
+def worst_case(exposure: views.ExposureView) -> str:
+    """Say what can still be used if the loan is stopped now."""
+    return (
+        f"if you stop now, at most {exposure.credits} inferences and {exposure.seconds:.1f} s "
+        "can still be used"
+    )
+
+
+def loans(found: Sequence[views.LoanView]) -> Table:
+    return table(
+        "",
+        ["loan", "name", "state", "left", "leased", "spent", "forfeited", "granted", "enclaves",
+         "worst case"],
+        [
+            [one.loan, one.name, one.state, one.account.left, one.account.leased,
+             one.account.spent, one.account.forfeited, one.account.granted, one.enclaves,
+             f"{one.exposure.credits} in {one.exposure.seconds:.1f} s"]
+            for one in found
+        ],
+    )  # fmt: skip
+
+
+def models(found: Sequence[views.ModelView]) -> Table:
+    return table(
+        "",
+        ["model", "name", "version", "sealed bytes", "created"],
+        [[one.model, one.name, one.version, one.body_bytes, one.created] for one in found],
+    )
+
+
+def consumers(found: Sequence[views.ConsumerView]) -> Table:
+    return table(
+        "",
+        ["consumer", "name", "loan", "blocked", "used", "own budget left", "reason"],
+        [
+            [
+                one.consumer,
+                one.name,
+                one.loan,
+                one.blocked,
+                one.used,
+                None if one.account is None else one.account.left,
+                one.blocked_reason,
+            ]
+            for one in found
+        ],
+    )
+
+
+def sessions(found: Sequence[views.SessionView]) -> Table:
+    return table(
+        "",
+        ["session", "state", "connected", "tee", "measurement", "opened", "reports", "ended why"],
+        [
+            [
+                one.session,
+                one.state,
+                one.connected,
+                f"{one.tee} (protects nothing)" if one.simulated else one.tee,
+                one.measurement[:16] + "…",
+                one.opened,
+                one.reports,
+                one.end_reason,
+            ]
+            for one in found
+        ],
+    )
+
+
+def leases(found: Sequence[views.LeaseView]) -> Table:
+    return table(
+        "",
+        ["lease", "session", "state", "credits", "used", "granted", "expires", "refunded"],
+        [
+            [
+                one.lease,
+                one.session,
+                one.state,
+                one.credits,
+                one.used,
+                one.granted,
+                one.expires,
+                one.refunded,
+            ]
+            for one in found
+        ],
+    )
+
+
+def requests(found: Sequence[views.RequestView]) -> Table:
+    return table(
+        "",
+        ["request", "consumer", "state", "credits", "granted", "reason", "decision"],
+        [
+            [
+                one.request,
+                one.consumer,
+                one.state,
+                one.credits,
+                one.granted,
+                one.reason,
+                one.decision_reason,
+            ]
+            for one in found
+        ],
+    )
+
+
+def events(found: Sequence[views.EventView]) -> Table:
+    return table(
+        "",
+        ["number", "time", "kind", "actor", "about", "detail"],
+        [
+            [
+                one.number,
+                one.time,
+                one.kind,
+                one.actor,
+                one.lease or one.consumer or one.session or one.loan,
+                _detail(one),
+            ]
+            for one in found
+        ],
+    )
+
+
+def _detail(event: views.EventView) -> str:
+    if event.kind == "appraisal.refused":
+        return "; ".join(
+            f"{reason.get('code')}: {reason.get('message')}" for reason in event.detail["reasons"]
+        )
+    return ", ".join(f"{name}={value}" for name, value in event.detail.items() if value)
+
+
+def consumption(found: Sequence[views.ConsumptionView]) -> RenderableType:
+    parts: list[RenderableType] = []
+    for one in found:
+        account = one.account
+        parts += [
+            Text.assemble(
+                (one.name, "bold"),
+                f"  {one.loan}  ",
+                (one.state, _STATES.get(one.state, "")),
+                f"  left {account.left} of {account.granted}, leased {account.leased}, "
+                f"spent {account.spent}, forfeited {account.forfeited}",
+            ),
+            Text(worst_case(one.exposure)),
+            consumers(one.consumers),
+        ]
+    return Group(*parts)
+
+
+def snapshot(now: views.Snapshot) -> RenderableType:
+    """The live table of ``watch``."""
+    rows = [
+        [
+            one.name,
+            one.state,
+            now.enclaves.get(one.loan, 0),
+            one.account.left,
+            one.account.leased,
+            one.account.spent,
+            one.account.forfeited,
+            one.account.granted,
+            f"{one.exposure.credits} in {one.exposure.seconds:.1f} s",
+        ]
+        for one in now.loans
+    ]
+    parts: list[RenderableType] = [
+        table(
+            f"AIGovTool custodian  {now.time.astimezone():%H:%M:%S}",
+            [
+                "loan",
+                "state",
+                "enclaves",
+                "left",
+                "leased",
+                "spent",
+                "forfeited",
+                "granted",
+                "if you stop now",
+            ],
+            rows,
+        )
+    ]
+    users = [
+        [loan.name, one.name, one.used, None if one.account is None else one.account.left,
+         "blocked" if one.blocked else ""]
+        for loan in now.loans
+        for one in loan.consumers
+    ]  # fmt: skip
+    if users:
+        parts.append(table("", ["loan", "consumer", "used", "own budget left", ""], users))
+    if now.requests:
+        parts += [Text("requests for more", style="bold yellow"), requests(now.requests)]
+    parts.append(events(now.events))
+    return Group(*parts)

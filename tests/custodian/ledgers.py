@@ -1,0 +1,231 @@
+"""A real ledger in a real file, with enclaves that are only keys: what every test here stands on."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from aigovtool.attestation.appraise import AttestationResult
+from aigovtool.attestation.evidence import Tee
+from aigovtool.crypto.hpke import HpkeKey
+from aigovtool.crypto.labels import Label
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.custodian.admission import Admission
+from aigovtool.custodian.grants import Grants
+from aigovtool.custodian.leasing import Leasing
+from aigovtool.custodian.ledger import Ledger, Push, loan_of
+from aigovtool.custodian.loans import Loans
+from aigovtool.custodian.records import Loan, LoanTerms, Model
+from aigovtool.custodian.sessions import Sessions
+from aigovtool.custodian.store.sqlite import SqliteStore
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.simulation.measure import Measurement
+from aigovtool.simulation.policy import simulated_policy
+from aigovtool.attestation.policy import Policy, write_policy
+from aigovtool.wire.codec import Signed, sign
+from aigovtool.wire.control import Report, ReportAnswer, Settlement, StopProof, Want
+from aigovtool.wire.enrolment import Documents, EnrolRequest, Keys
+
+BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MODEL = bytes(range(32))
+NO_CHAIN = bytes(32)
+HPKE_PUBLIC = HpkeKey().public_key  # making one is slow, and none is opened here
+MEASUREMENT = Measurement(mr_td=bytes(48), lines=())
+POLICY = write_policy(Policy(accept=(simulated_policy(bytes(32), MEASUREMENT),), custodian=None))
+RESULT = AttestationResult(
+    tee=Tee.SIMULATED,
+    simulated=True,
+    measurement="00" * 48,
+    tcb_status="UpToDate",
+    advisories=(),
+    warnings=(),
+    platform_id=None,
+    valid_until=None,
+    alternative=0,
+    claims=None,  # type: ignore[arg-type]
+)
+
+
+class SetClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.time = BEGIN
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic_s(self) -> float:
+        return self.time.timestamp()
+
+    def forward(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+
+@dataclass
+class Told:
+    """Keeps what would be pushed."""
+
+    pushes: list[Push] = field(default_factory=list)
+
+    def publish(self, push: Push) -> None:
+        self.pushes.append(push)
+
+    def changed(self) -> None:
+        pass
+
+
+@dataclass
+class FakeEnclave:
+    """An attested session from its own side: its key, its next report number."""
+
+    session: SessionId
+    loan: LoanId
+    key: SigningKey
+    number: int = 0
+
+    def settlement(self, lease: LeaseId, by_consumer: dict[ConsumerId, int]) -> Signed:
+        return sign(
+            Settlement(
+                loan=self.loan,
+                session=self.session,
+                lease=lease,
+                used=sum(by_consumer.values()),
+                by_consumer=by_consumer,
+                receipts=0,
+                receipt_chain=NO_CHAIN,
+            ),
+            self.key,
+            Label.SETTLEMENT,
+        )
+
+    def stop_proof(self) -> Signed:
+        proof = StopProof(
+            loan=self.loan,
+            session=self.session,
+            receipts=0,
+            receipt_chain=NO_CHAIN,
+            cancelled=0,
+            reason="the loan is stopped",
+            wiped=BEGIN,
+        )
+        return sign(proof, self.key, Label.STOP_PROOF)
+
+    def report(
+        self,
+        settlements: tuple[Signed, ...] = (),
+        want: int | None = None,
+        by_consumer: dict[ConsumerId, int] | None = None,
+    ) -> Report:
+        self.number += 1
+        wish = None if want is None else Want(credits=want, by_consumer=by_consumer or {})
+        return Report(number=self.number, settlements=settlements, want=wish)
+
+
+class Bench:
+    """Every service over one file; `reopen` is what a crash and a restart do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "ledger.db"
+        self.clock = SetClock()
+        self.told = Told()
+        self.key = SigningKey.generate()
+        SqliteStore.create(self.path).close()
+        self._open()
+
+    def _open(self) -> None:
+        self.store = SqliteStore.open(self.path)
+        self.ledger = Ledger(store=self.store, clock=self.clock, publisher=self.told)
+        self.loans = Loans(ledger=self.ledger)
+        self.grants = Grants(ledger=self.ledger)
+        self.sessions = Sessions(ledger=self.ledger)
+        self.leasing = Leasing(ledger=self.ledger, key=self.key)
+        self.admission = Admission(ledger=self.ledger)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def reopen(self) -> None:
+        self.close()
+        self._open()
+        self.sessions.start()
+
+    def lend(self, credits: int, **terms: object) -> Loan:
+        with self.ledger.write() as entry:
+            if entry.tx.model(MODEL) is None:
+                entry.tx.insert_model(
+                    Model(
+                        digest=MODEL,
+                        name="m",
+                        version="1",
+                        manifest=b"{}",
+                        wrapped_key=b"w",
+                        body_bytes=1,
+                        body_sha256=bytes(32),
+                        source_sha256=bytes(32),
+                        created=entry.now,
+                    )
+                )
+        return self.loans.create(
+            name=secrets.token_hex(4),
+            model=MODEL,
+            policy=POLICY,
+            terms=LoanTerms(**terms),  # type: ignore[arg-type]
+            credits=credits,
+            actor="test",
+        ).row
+
+    def consumer(self, loan: LoanId, budget: int | None = None) -> ConsumerId:
+        made = self.loans.add_consumer(
+            loan, name=secrets.token_hex(4), budget=budget, actor="test"
+        )
+        return made.row.consumer
+
+    def enclave(self, loan: LoanId, *, connect: bool = True) -> FakeEnclave:
+        key = SigningKey.generate()
+        permit = self.admission.admit(loan, enrol_request(loan, key), RESULT, bytes(64))
+        enclave = FakeEnclave(permit.session.session, loan, key)
+        if connect:
+            self.sessions.connect(enclave.session)
+        return enclave
+
+    def lease(self, enclave: FakeEnclave, credits: int, **more: object) -> ReportAnswer:
+        return self.leasing.report(
+            enclave.session,
+            enclave.report(want=credits, **more),  # type: ignore[arg-type]
+        )
+
+    def settle(self, enclave: FakeEnclave, *settlements: Signed) -> ReportAnswer:
+        return self.leasing.report(enclave.session, enclave.report(settlements))
+
+    def loan(self, loan: LoanId) -> Loan:
+        with self.ledger.read() as tx:
+            return loan_of(tx, loan)
+
+    def kinds(self) -> list[str]:
+        with self.ledger.read() as tx:
+            return [event.kind for event in tx.events_after(0, None, 10_000)]
+
+
+def enrol_request(loan: LoanId, key: SigningKey) -> EnrolRequest:
+    return EnrolRequest(
+        loan=loan,
+        nonce=bytes(32),
+        keys=Keys(tls_spki_sha256=bytes(32), signing_key=key.public_key, hpke_key=HPKE_PUBLIC),
+        evidence=Documents(tee="simulated", documents={}),
+        endorsements=Documents(tee="simulated", documents={}),
+        software="test",
+    )
+
+
+@contextlib.contextmanager
+def bench(folder: Path) -> Iterator[Bench]:
+    made = Bench(folder)
+    try:
+        yield made
+    finally:
+        made.close()
