@@ -175,7 +175,7 @@ async def test_a_query_waits_for_credits_and_goes_on(enclave: StandIn, client: A
     assert [code for code, _ in told] == ["budget.exhausted"]
     first, second = enclave.queries
     assert "prefer" not in first.headers
-    assert second.headers["prefer"] == "wait=30"
+    assert second.headers["prefer"] == "wait=600"
     assert second.headers["aigovtool-reason"] == "für die Visite"
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
@@ -36,6 +37,14 @@ from aigovtool.errors import (
 CONNECT_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 << 10  # and of chunk framing between two bytes of a body
 HIGH_WATER_BYTES = 1 << 20  # received and not yet taken; above it reading pauses
+# A query that waits for credits is silent for minutes: tell a dead peer from a patient one, and
+# keep address translation from forgetting the connection.
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),  # seconds
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),  # seconds
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 WRITE_AT_ONCE_BYTES = 256 << 10  # larger bodies are sent piece by piece, as fast as the peer reads
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -205,6 +214,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        for level, option, value in KEEPALIVE:
+            transport.get_extra_info("socket").setsockopt(level, option, value)
 
     def data_received(self, data: bytes) -> None:
         response = self._response

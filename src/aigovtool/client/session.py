@@ -56,7 +56,7 @@ from aigovtool.wire.problem import MAX_PROBLEM_BYTES, error_of
 from aigovtool.wire.tensors import Array
 
 ANSWER_TIMEOUT_S = 300.0  # a model may be slow
-MAX_HOLD_S = 30.0  # one held answer; shorter than what proxies and address translation forget
+MAX_HOLD_S = 600.0  # one held answer; whoever asks anew waits at the end of the queue
 MAX_BUDGET_BYTES = 64 << 10
 MAX_API_KEY_CHARACTERS = 512
 
