@@ -60,12 +60,10 @@ class Ending:
     Args:
         to: the state that the enclave goes to.
         reason: in words.
-        known: whether the custodian still knows the session and is owed a proof.
     """
 
     to: State
     reason: str
-    known: bool = True
 
 
 class Host(Protocol):
@@ -118,6 +116,7 @@ class Conversation:
         self._wakeup = wakeup
         self._ending: Ending | None = None
         self._ended = asyncio.Event()
+        self._forgotten = False  # the custodian knows the session no more: nothing is owed to it
         self._backoff = Backoff()
         self._attempted = False
 
@@ -143,7 +142,7 @@ class Conversation:
                 delivered = False
                 _log.warning("the control connection is lost: %s", error)
             self._session.renewal.lost()
-            if self._ending is not None and (delivered or not self._ending.known):
+            if self._ending is not None and (delivered or self._forgotten):
                 await self._host.wipe()
                 return self._ending
             if self._ending is None:
@@ -162,7 +161,7 @@ class Conversation:
             if self._ending is None:
                 self._host.reached()
                 await self._talk(socket)
-            if self._ending is not None and self._ending.known:
+            if self._ending is not None and not self._forgotten:
                 await self._farewell(socket, self._ending)
                 return True
         finally:
@@ -273,7 +272,8 @@ class Conversation:
                 _log.warning("the custodian shuts down: all leases are given back")
                 renewal.suspend()
             case SessionEnded():
-                self.end(Ending(State.ENROLLING, message.reason, known=False))
+                self._forgotten = True
+                self.end(Ending(State.ENROLLING, message.reason))
 
     def _loan_is(self, state: str, reason: str) -> None:
         if state != ACTIVE:
@@ -288,6 +288,8 @@ class Conversation:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._settle_all(socket)
+        if self._forgotten:
+            return
         receipts = self._session.receipts
         proof = StopProof(
             loan=self._session.loan,
@@ -310,6 +312,7 @@ class Conversation:
                 return
             message = await socket.receive(FromCustodian)
             if isinstance(message, SessionEnded):
+                self._forgotten = True
                 return
             if isinstance(message, ReportAnswer):
                 renewal.answered(message, self._clock.monotonic_s())
