@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aigovtool.attestation.reader import Reader
 from aigovtool.errors import MalformedError
 
 INTEL_QE_VENDOR_ID = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -100,33 +101,6 @@ class Quote:
     pck_chain_pem: bytes | None
 
 
-class _Reader:
-    """Takes fields off the front; every short read is a MalformedError."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.offset = 0
-
-    def take(self, size: int, what: str) -> bytes:
-        end = self.offset + size
-        if end > len(self._data):
-            raise MalformedError(
-                f"quote ends inside {what}",
-                code="dcap.quote.short",
-                expected=f"at least {end} bytes",
-                came=f"{len(self._data)} bytes",
-            )
-        field = self._data[self.offset : end]
-        self.offset = end
-        return field
-
-    def integer(self, size: int, what: str) -> int:
-        return int.from_bytes(self.take(size, what), "little")
-
-    def rest(self) -> bytes:
-        return self._data[self.offset :]
-
-
 def parse_quote(raw: bytes) -> Quote:
     """
     Read a quote of version 3, 4 or 5.
@@ -141,29 +115,30 @@ def parse_quote(raw: bytes) -> Quote:
             expected=f"at most {MAX_QUOTE_BYTES} bytes",
             came=f"{len(raw)} bytes",
         )
-    reader = _Reader(raw)
-    version = reader.integer(2, "the header")
-    key_type = reader.integer(2, "the header")
-    tee_type = reader.integer(4, "the header")
-    reader.take(4, "the header")  # QE and PCE SVN; the signed reports carry the ones that count
-    vendor = reader.take(16, "the header")
-    reader.take(20, "the header")
+    reader = _reader(raw, "quote")
+    version = reader.uint(2)
+    key_type = reader.uint(2)
+    tee_type = reader.uint(4)
+    reader.take(4)  # QE and PCE SVN; the signed reports carry the ones that count
+    vendor = reader.take(16)
+    reader.take(20)
     _expect("quote version and TEE", (version, tee_type), _VERSIONS)
     _expect("attestation key type", key_type, (ECDSA_P256,))
     _expect("quoting enclave vendor", vendor.hex(), (INTEL_QE_VENDOR_ID.hex(),))
     report = _read_body(reader, version)
-    signed = raw[: reader.offset]
-    section = _Reader(reader.take(reader.integer(4, "the signature length"), "the signature"))
+    signed = raw[: len(raw) - reader.left]
+    section = _reader(reader.sized(4), "signature section of the quote")
     quote = _read_signature_section(section, version=version, signed=signed, report=report)
-    if section.rest():
-        raise MalformedError("signature section longer than its content", code="dcap.quote.length")
-    if reader.rest().strip(b"\0"):
+    section.end()
+    if any(reader.take(reader.left)):
         raise MalformedError(
-            "something other than zeros follows the quote",
-            code="dcap.quote.trailing",
-            expected=f"{reader.offset} bytes, then zeros",
+            "something other than zeros follows the quote", code="dcap.quote.trailing"
         )
     return quote
+
+
+def _reader(data: bytes, what: str) -> Reader:
+    return Reader(data, what=what, code="dcap.quote.length", byteorder="little")
 
 
 _VERSIONS = ((3, TEE_TYPE_SGX), (4, TEE_TYPE_TDX), (5, TEE_TYPE_TDX))
@@ -179,47 +154,34 @@ def _expect(what: str, came: object, accepted: tuple[object, ...]) -> None:
         )
 
 
-def _read_body(reader: _Reader, version: int) -> SgxReport | TdReport:
+def _read_body(reader: Reader, version: int) -> SgxReport | TdReport:
     if version == 3:
-        return parse_sgx_report(reader.take(SGX_REPORT_BYTES, "the enclave report"))
+        return parse_sgx_report(reader.take(SGX_REPORT_BYTES))
     if version == 4:
-        return _parse_td_report(reader.take(TD_REPORT_10_BYTES, "the TD report"))
-    body = (reader.integer(2, "the body type"), reader.integer(4, "the body size"))
+        return _parse_td_report(reader.take(TD_REPORT_10_BYTES))
+    body = (reader.uint(2), reader.uint(4))
     _expect(
         "body type and size",
         body,
         ((_BODY_TYPE_TD_10, TD_REPORT_10_BYTES), (_BODY_TYPE_TD_15, TD_REPORT_15_BYTES)),
     )
-    return _parse_td_report(reader.take(body[1], "the TD report"))
+    return _parse_td_report(reader.take(body[1]))
 
 
 def _read_signature_section(
-    section: _Reader, *, version: int, signed: bytes, report: SgxReport | TdReport
+    section: Reader, *, version: int, signed: bytes, report: SgxReport | TdReport
 ) -> Quote:
-    signature = section.take(64, "the signature")
-    attestation_key = section.take(64, "the attestation key")
+    signature = section.take(64)
+    attestation_key = section.take(64)
     if version >= 4:
         # Versions 4 and 5 wrap the quoting enclave's part in certification data of type 6.
-        _expect(
-            "certification data",
-            section.integer(2, "the certification data"),
-            (CERTIFICATION_QE_REPORT,),
-        )
-        size = section.integer(4, "the certification data")
-        if size != len(section.rest()):
-            raise MalformedError(
-                "certification data of a wrong length",
-                code="dcap.quote.length",
-                expected=f"{len(section.rest())} bytes",
-                came=f"{size} bytes",
-            )
-    qe_report_raw = section.take(SGX_REPORT_BYTES, "the quoting enclave's report")
-    qe_signature = section.take(64, "the quoting enclave's signature")
-    qe_auth_data = section.take(section.integer(2, "the QE data"), "the QE data")
-    certification_type = section.integer(2, "the PCK certification data")
-    certification = section.take(
-        section.integer(4, "the PCK certification data"), "the PCK certification data"
-    )
+        _expect("certification data", section.uint(2), (CERTIFICATION_QE_REPORT,))
+        _expect("length of the certification data", section.uint(4), (section.left,))
+    qe_report_raw = section.take(SGX_REPORT_BYTES)
+    qe_signature = section.take(64)
+    qe_auth_data = section.sized(2)
+    certification_type = section.uint(2)
+    certification = section.sized(4)
     has_chain = certification_type == CERTIFICATION_PCK_CHAIN
     return Quote(
         version=version,
@@ -237,19 +199,18 @@ def _read_signature_section(
 
 
 def parse_sgx_report(raw: bytes) -> SgxReport:
-    """Read an enclave report of exactly 384 bytes; raises MalformedError when it is shorter."""
-    reader = _Reader(raw)
-    what = "the enclave report"
-    cpu_svn = reader.take(16, what)
-    misc_select = reader.integer(4, what)
-    reader.take(28, what)
-    flags, xfrm = reader.integer(8, what), reader.integer(8, what)
-    mr_enclave = reader.take(32, what)
-    reader.take(32, what)
-    mr_signer = reader.take(32, what)
-    reader.take(96, what)
-    isv_prod_id, isv_svn = reader.integer(2, what), reader.integer(2, what)
-    reader.take(60, what)
+    """Read an enclave report of 384 bytes; raises MalformedError when it is shorter."""
+    reader = _reader(raw, "enclave report")
+    cpu_svn = reader.take(16)
+    misc_select = reader.uint(4)
+    reader.take(28)
+    flags, xfrm = reader.uint(8), reader.uint(8)
+    mr_enclave = reader.take(32)
+    reader.take(32)
+    mr_signer = reader.take(32)
+    reader.take(96)
+    isv_prod_id, isv_svn = reader.uint(2), reader.uint(2)
+    reader.take(60)
     return SgxReport(
         cpu_svn=cpu_svn,
         misc_select=misc_select,
@@ -259,32 +220,26 @@ def parse_sgx_report(raw: bytes) -> SgxReport:
         mr_signer=mr_signer,
         isv_prod_id=isv_prod_id,
         isv_svn=isv_svn,
-        report_data=reader.take(64, what),
+        report_data=reader.take(64),
     )
 
 
 def _parse_td_report(raw: bytes) -> TdReport:
-    reader = _Reader(raw)
-    what = "the TD report"
+    reader = _reader(raw, "TD report")
     is_15 = len(raw) == TD_REPORT_15_BYTES
     return TdReport(
-        tee_tcb_svn=reader.take(16, what),
-        mr_seam=reader.take(48, what),
-        mr_signer_seam=reader.take(48, what),
-        seam_attributes=reader.take(8, what),
-        td_attributes=reader.take(8, what),
-        xfam=reader.take(8, what),
-        mr_td=reader.take(48, what),
-        mr_config_id=reader.take(48, what),
-        mr_owner=reader.take(48, what),
-        mr_owner_config=reader.take(48, what),
-        rt_mr=(
-            reader.take(48, what),
-            reader.take(48, what),
-            reader.take(48, what),
-            reader.take(48, what),
-        ),
-        report_data=reader.take(64, what),
-        tee_tcb_svn2=reader.take(16, what) if is_15 else None,
-        mr_service_td=reader.take(48, what) if is_15 else None,
+        tee_tcb_svn=reader.take(16),
+        mr_seam=reader.take(48),
+        mr_signer_seam=reader.take(48),
+        seam_attributes=reader.take(8),
+        td_attributes=reader.take(8),
+        xfam=reader.take(8),
+        mr_td=reader.take(48),
+        mr_config_id=reader.take(48),
+        mr_owner=reader.take(48),
+        mr_owner_config=reader.take(48),
+        rt_mr=(reader.take(48), reader.take(48), reader.take(48), reader.take(48)),
+        report_data=reader.take(64),
+        tee_tcb_svn2=reader.take(16) if is_15 else None,
+        mr_service_td=reader.take(48) if is_15 else None,
     )
