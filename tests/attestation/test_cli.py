@@ -249,6 +249,38 @@ def test_policy_from_evidence_then_verify_and_diff(tmp_path: Path) -> None:
     assert "accepts" in same.stdout
 
 
+@pytest.mark.parametrize(
+    ("tee", "name", "time"),
+    [
+        ("sgx", "sgx/v3-config-and-swhardening", "2025-07-04T10:00:00Z"),
+        ("tdx", "tdx/v5-up-to-date", "2026-02-14T00:00:00Z"),
+        ("snp", "snp/turin-v5-fmc", "2026-07-28T08:00:00Z"),
+        ("nitro", "nitro/production", "2025-12-25T13:15:37Z"),
+        ("azure-snp", "azure-snp/milan", "2025-02-27T16:00:00Z"),
+        ("azure-tdx", "azure-tdx/ak-chain", "2026-06-23T11:00:00Z"),
+        ("tpm2", "tpm2/gce-shielded-vm", "2021-01-01T00:00:00Z"),
+        ("nvidia", "nvidia/h100-multi", "2025-09-01T00:00:00Z"),
+        ("composite", "composite/tdx-h100", "2026-03-11T04:00:00Z"),
+    ],
+)
+def test_a_policy_proposed_from_evidence_of_every_kind(
+    tmp_path: Path, tee: str, name: str, time: str
+) -> None:
+    where = ("--tee", tee, "--evidence", EVIDENCE / name, "--time", time)
+    written = run("policy", "from-evidence", *where)
+    assert written.exit_code == 0, written.stderr
+    path = tmp_path / "manifest.toml"
+    path.write_text(written.stdout)
+
+    result = run("verify", *where, "--policy", path, "--json")
+
+    came = json.loads(result.stdout)
+    faults = {reason["code"] for reason in came["reasons"]}
+    # What is wrong with the platform itself is not proposed; everything else fits.
+    assert faults <= {"tcb.status"}
+    assert came["accepted"] == (not faults)
+
+
 def test_explain_shows_whole_digests() -> None:
     arguments = ("--tee", "tdx", "--evidence", TDX, "--time", TDX_TIME)
 

@@ -8,16 +8,23 @@ down.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypedDict
 
 from msgspec.structs import replace
 
+from aigovtool.attestation.azure.claims import AzureClaims, AzureSnpClaims, AzureTdxClaims
+from aigovtool.attestation.azure.policy import AzureSnpPolicy, AzureTdxPolicy
 from aigovtool.attestation.claims import Claims
+from aigovtool.attestation.composite import CompositeClaims, CompositePolicy
 from aigovtool.attestation.dcap.claims import SgxClaims, TdxClaims
 from aigovtool.attestation.dcap.policy import SgxPolicy, TdRules, TdxPolicy
 from aigovtool.attestation.kinds import tee_of
 from aigovtool.attestation.nitro.claims import NitroClaims
 from aigovtool.attestation.nitro.policy import NAMED_PCRS, NitroPolicy
+from aigovtool.attestation.nvidia.claims import Measurements, NvidiaClaims
+from aigovtool.attestation.nvidia.ocsp import Revocation
+from aigovtool.attestation.nvidia.policy import NvidiaPolicy, RevocationPolicy
 from aigovtool.attestation.policy import Alternative
 from aigovtool.attestation.simulated import SimulatedClaims, SimulatedPolicy
 from aigovtool.attestation.snp.claims import SnpClaims
@@ -25,11 +32,15 @@ from aigovtool.attestation.snp.policy import SnpPolicy, TcbMinimum
 from aigovtool.attestation.snp.product import Tcb
 from aigovtool.attestation.strict import (
     strict_nitro,
+    strict_nvidia,
     strict_sgx,
     strict_snp,
     strict_tdx,
 )
-from aigovtool.errors import ConfigurationError
+from aigovtool.attestation.tpm2.layout import Hash
+from aigovtool.attestation.tpm2.policy import PcrPolicy, Tpm2Policy
+from aigovtool.attestation.tpm2.verify import Tpm2Claims
+from aigovtool.errors import PromiseBrokenError
 
 _ALL_BITS_8, _ALL_BITS_4 = "ff" * 8, "ff" * 4
 _NITRO_MAX_AGE_S = 300  # documents are made on demand; this allows for clocks that differ
@@ -39,33 +50,41 @@ def propose(claims: Claims) -> Alternative:
     """
     Return a strict alternative that names what *claims* show.
 
-    Raises:
-        ConfigurationError: there is no way to propose a policy for this kind of TEE.
+    PCRs are demanded as they are, all that a quote covers; take out those that your guests extend
+    as they run.
     """
     match claims:
         case SimulatedClaims():
-            rules = _td(claims.td, strict_tdx())
+            rules = _td(claims.td)
             fields = {name: getattr(rules, name) for name in TdRules.__struct_fields__}
             return SimulatedPolicy(root_sha256=claims.root_sha256.hex(), **fields)
         case TdxClaims():
-            return _td(claims, strict_tdx())
+            return _td(claims)
         case SgxClaims():
             return _sgx(claims)
         case SnpClaims():
             return _snp(claims)
         case NitroClaims():
             return _nitro(claims)
-    raise ConfigurationError(
-        f"no policy can be proposed for {tee_of(claims)}",
-        code="policy.propose",
-        mend="write the [[accept]] table by hand: docs/attestation.md lists its fields",
-    )
+        case AzureSnpClaims():
+            return AzureSnpPolicy(hardware=_snp(claims.hardware), **_azure_guest(claims))
+        case AzureTdxClaims():
+            return AzureTdxPolicy(hardware=_td(claims.hardware), **_azure_guest(claims))
+        case Tpm2Claims():
+            return _tpm2(claims)
+        case NvidiaClaims():
+            return _nvidia(claims)
+        case CompositeClaims():
+            cpu = propose(claims.cpu)
+            assert isinstance(cpu, TdxPolicy | SnpPolicy | AzureSnpPolicy | AzureTdxPolicy)
+            return CompositePolicy(cpu=cpu, gpu=_nvidia(claims.gpu))
+    raise PromiseBrokenError("no policy is proposed for this kind", came=tee_of(claims))
 
 
-def _td(claims: TdxClaims, rules: TdxPolicy) -> TdxPolicy:
+def _td(claims: TdxClaims) -> TdxPolicy:
     report, platform = claims.report, claims.platform
     return replace(
-        rules,
+        strict_tdx(),
         mr_td=(report.mr_td.hex(),),
         rt_mr0=(report.rt_mr[0].hex(),),
         rt_mr1=(report.rt_mr[1].hex(),),
@@ -178,3 +197,67 @@ def _nitro(claims: NitroClaims) -> NitroPolicy:
         parent_instance=[claims.parent_instance],
         max_age_s=_NITRO_MAX_AGE_S,
     )
+
+
+class _AzureGuest(TypedDict):
+    """The fields of `AzureRules`."""
+
+    vm_ids: tuple[str, ...]
+    pcrs: PcrPolicy
+    secure_boot: Literal["required", "any"]
+    console: Literal["refused", "any"]
+    attestation_key: Literal["certified", "any"]
+
+
+def _azure_guest(claims: AzureClaims) -> _AzureGuest:
+    return {
+        "vm_ids": (claims.vm_id,),
+        "pcrs": _pcrs(claims.pcrs),
+        "secure_boot": _required_if(claims.secure_boot),
+        "console": "any" if claims.console else "refused",
+        "attestation_key": "certified" if claims.ak_certified else "any",
+    }
+
+
+def _tpm2(claims: Tpm2Claims) -> Tpm2Policy:
+    return Tpm2Policy(
+        attestation_keys="certified" if claims.certified else (claims.platform_id,),
+        pcrs=_pcrs(claims.pcrs),
+        clock="safe" if claims.clock_safe else "any",
+    )
+
+
+def _pcrs(banks: Mapping[Hash, Mapping[int, bytes]]) -> PcrPolicy:
+    return {
+        f"{bank}:{index}": (value.hex(),)
+        for bank, values in banks.items()
+        if bank is not Hash.SHA1  # a policy cannot name it: anyone can make two inputs for one
+        for index, value in values.items()
+    }
+
+
+def _nvidia(claims: NvidiaClaims) -> NvidiaPolicy:
+    devices = claims.devices
+    matched = all(device.measurements is Measurements.MATCH for device in devices)
+    rims = [rim for device in devices for rim in device.rims]
+    modes = {device.mode for device in devices}
+    return replace(
+        strict_nvidia(),
+        devices=len(devices),
+        platforms=tuple(device.platform_id for device in devices),
+        products=_each(device.product for device in devices),
+        drivers=_each(device.driver_version for device in devices),
+        vbios=_each(device.vbios_version for device in devices),
+        modes="any" if None in modes else tuple(sorted(mode for mode in modes if mode)),
+        measurements="match" if matched else _each(device.measurement for device in devices),
+        device_revocation=_revocation(device.revocation for device in devices),
+        rim_revocation=_revocation(rim.revocation for rim in rims),
+    )
+
+
+def _each(values: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(sorted({value for value in values if value is not None}))
+
+
+def _revocation(states: Iterable[Revocation]) -> RevocationPolicy:
+    return "good" if all(state is Revocation.GOOD for state in states) else "unknown-accepted"
