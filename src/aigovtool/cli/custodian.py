@@ -915,12 +915,16 @@ def watch(remote: Remote, as_json: bool) -> None:
 
 def _show(value: Any, told: str | Callable[[], RenderableType], *, as_json: bool) -> None:
     """Print *value* as JSON, or to people what *told* is."""
+    from rich.console import Console
+
     if as_json:
         print_json(value)
     else:
-        # a pipe has no width of its own, and folded identifiers help nobody
-        width = None if result.is_terminal else PIPE_COLUMNS
-        result.print(told if isinstance(told, str) else told(), width=width)
+        console = result
+        if not result.is_terminal:
+            # a pipe has no width of its own, and folded identifiers help nobody
+            console = Console(highlight=False, soft_wrap=True, width=PIPE_COLUMNS)
+        console.print(told if isinstance(told, str) else told())
 
 
 def _hand_out(value: Any, text: str, out: Path | None, *, as_json: bool, mode: int) -> None:

@@ -34,7 +34,6 @@ PING_EVERY_S = 2.0
 PING_TIMEOUT_S = 4.0  # with PING_EVERY_S less than hub.TAKEOVER_WAIT_S
 IDLE_TIMEOUT_S = 30
 CLOSE_TIMEOUT_S = 2
-BACKLOG = 2048
 MAX_CONNECTIONS = 20_000
 
 _log = logging.getLogger(__name__)
@@ -42,14 +41,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """Both listening sockets, bound before anything is promised."""
+    """
+    Both sockets, bound before anything is made, listening only when all is made: who finds a door
+    that answers finds the files, too.
+    """
 
     enclaves: socket.socket
     admin: socket.socket
 
     @classmethod
     def bind(cls, config: ServerConfig) -> Doors:
-        """Listen; raises ConfigurationError when an address is taken or not ours."""
+        """Bind both; raises ConfigurationError when an address is taken or not ours."""
         enclaves = _bind(config.listen, "--listen")
         try:
             return cls(enclaves, _bind(config.admin_listen, "--admin-listen"))
@@ -221,7 +223,6 @@ def _bind(address: Address, option: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
-        listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
