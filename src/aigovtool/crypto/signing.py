@@ -3,6 +3,10 @@ Ed25519 signatures with a purpose.
 
 What is signed is ``label || 0x00 || payload`` (RFC 8032 Ed25519 over it), so a signature made
 for one purpose never verifies for another. Labels hold no zero byte.
+
+The one exception are the envelopes of other people's formats, JWS and COSE_Sign1, whose signed
+bytes are fixed by their RFCs. Those begin with ``eyJ`` or ``84 6a "Signature1"`` and no label does,
+so an envelope never verifies as a message with a label, nor the other way round.
 """
 
 from __future__ import annotations
@@ -21,11 +25,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from aigovtool.crypto.labels import Label
-from aigovtool.errors import MalformedError, VerificationError
+from aigovtool.errors import MalformedError, PromiseBrokenError, VerificationError
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 _PREFIX = "ed25519:"
+_ENVELOPES = (
+    b"eyJ",  # RFC 7515, 5.1: base64url of a header, and so of '{"'
+    b"\x84\x6aSignature1",  # RFC 9052, 4.4: Sig_structure, an array of 4 that begins so
+)
 
 
 class SigningKey:
@@ -58,6 +66,17 @@ class SigningKey:
         """Return the 64-byte signature of *payload* for the purpose *label*."""
         return self._key.sign(label.value + b"\0" + payload)
 
+    def sign_envelope(self, to_be_signed: bytes) -> bytes:
+        """
+        Return the 64-byte signature of a JWS signing input or a COSE_Sign1 Sig_structure.
+
+        Raises:
+            PromiseBrokenError: it is neither, and might be taken for a message with a label.
+        """
+        if not to_be_signed.startswith(_ENVELOPES):
+            raise PromiseBrokenError("only the signing inputs of JWS and COSE go without a label")
+        return self._key.sign(to_be_signed)
+
     def x509_key(self) -> Ed25519PrivateKey:
         """The same key as pyca/cryptography knows it, to sign the custodian's own certificate."""
         return self._key
@@ -71,15 +90,32 @@ def verify_signature(public_key: bytes, label: Label, payload: bytes, signature:
         MalformedError: *public_key* is not 32 bytes of an Ed25519 point.
         VerificationError: the signature does not hold.
     """
+    _verify(public_key, label.value + b"\0" + payload, signature, what=label.value.decode())
+
+
+def verify_envelope(public_key: bytes, to_be_signed: bytes, signature: bytes) -> None:
+    """
+    Check a signature that `SigningKey.sign_envelope` made.
+
+    Raises:
+        MalformedError: *public_key* is not 32 bytes of an Ed25519 point.
+        VerificationError: the signature does not hold, or is over neither JWS nor COSE.
+    """
+    if not to_be_signed.startswith(_ENVELOPES):
+        raise VerificationError("what was signed is neither JWS nor COSE", code="signature")
+    _verify(public_key, to_be_signed, signature, what="a token")
+
+
+def _verify(public_key: bytes, to_be_signed: bytes, signature: bytes, *, what: str) -> None:
     try:
         key = Ed25519PublicKey.from_public_bytes(public_key)
     except ValueError:
         raise MalformedError("not an Ed25519 public key") from None
     try:
-        key.verify(signature, label.value + b"\0" + payload)
+        key.verify(signature, to_be_signed)
     except InvalidSignature:
         raise VerificationError(
-            f"signature for {label.value.decode()} does not verify",
+            f"signature for {what} does not verify",
             code="signature",
             expected=f"signed by {format_public_key(public_key)}",
         ) from None
