@@ -168,6 +168,20 @@ async def test_a_lease_in_use_is_renewed_at_half_its_time_and_an_idle_one_is_not
     assert (ledger.spent, ledger.left, ledger.leases) == (1, 999, {})
 
 
+async def test_freed_credits_that_nobody_waits_for_are_not_leased() -> None:
+    ledger = Ledger(2)
+    renewal, till = make(ledger)
+    renewal.welcomed(ledger.welcome())
+    query = await ask(renewal, till, ALICE, 0.0)
+    talk(renewal, ledger, 0.0)
+    await query
+    await ask(renewal, till, ALICE, 0.1)
+    assert talk(renewal, ledger, 6.0) == 1
+    ledger.granted, ledger.left = 4, 2
+    renewal.freed(2)
+    assert renewal.due(7.0) is None
+
+
 async def test_a_lease_grows_with_the_demand() -> None:
     ledger = Ledger(10**6)
     renewal, till = make(ledger)

@@ -382,10 +382,11 @@ class Renewal:
         if now_s < self._ask_again_s or not self._leasing:
             return None
         recent = self.meter.recent
-        in_use = bool(recent) and not self._dry
+        live = self.meter.live(now_s)
+        in_use = bool(live and recent) and not self._dry
         renew = in_use and now_s >= self.meter.half_time_s()
         low = in_use and self.meter.left < self.low_mark
-        viewed = bool(self._viewers) and not self.meter.live(now_s)
+        viewed = bool(self._viewers) and not live
         if not (asked or renew or low or viewed):
             return None
         recent = self.meter.take_recent()
