@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,20 @@ class Consumer:
             main, ["client", command, *self.options(key=key), *more], env={"COLUMNS": "200"} | env
         )
 
-    def start(self, command: str, *more: str) -> subprocess.Popen[str]:
+    @contextmanager
+    def start(self, command: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a real process, which ends with the block."""
         program = Path(sys.executable).with_name("aigovtool")
-        return subprocess.Popen(
+        with subprocess.Popen(
             [str(program), "client", command, *self.options(), *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 @pytest.fixture
@@ -151,16 +158,15 @@ def test_waiting_says_so_and_goes_on(consumer: Consumer, enclave: StandIn) -> No
         enclave.credits = 2
         held = enclave.infer(enclave.asked[-1])
         assert held is not None
-        for transport in enclave.alive:
+        for transport in list(enclave.alive):
             enclave._loop.call_soon_threadsafe(transport.write, held)
 
     enclave.reply = serve
-    process = consumer.start(
-        "query", "--input", str(consumer.folder / "x.npy"), "--reason", "one more batch", "--json"
-    )
-    assert waiting.wait(20)
-    granted.set()
-    out, err = process.communicate(timeout=20)
+    given = ("--input", str(consumer.folder / "x.npy"), "--reason", "one more batch", "--json")
+    with consumer.start("query", *given) as process:
+        assert waiting.wait(20)
+        granted.set()
+        out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
     assert "waiting" in err
     assert json.loads(out)["remaining"] == 1
@@ -178,10 +184,10 @@ def test_interrupting_a_wait(consumer: Consumer, enclave: StandIn) -> None:
         return enclave.infer(asked)
 
     enclave.reply = serve
-    process = consumer.start("query", "--input", str(consumer.folder / "x.npy"))
-    assert waiting.wait(20)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    with consumer.start("query", "--input", str(consumer.folder / "x.npy")) as process:
+        assert waiting.wait(20)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert out == ""
@@ -283,19 +289,19 @@ def test_wrong_files_reach_nobody(consumer: Consumer, enclave: StandIn) -> None:
 
 
 def test_proxy(consumer: Consumer, enclave: StandIn) -> None:
-    process = consumer.start("proxy", "--listen", "127.0.0.1:0")
-    assert process.stderr is not None
-    said = ""
-    while "listening on " not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
-    url = said.split("listening on ")[1].split(",")[0]
     enclave.reply = lambda asked: answer(asked.headers["authorization"].encode())
-    with urllib.request.urlopen(f"{url}/v2/health/live", timeout=10) as came:
-        assert came.read() == f"Bearer {API_KEY}".encode()
-    process.terminate()
-    process.communicate(timeout=20)
+    with consumer.start("proxy", "--listen", "127.0.0.1:0") as process:
+        assert process.stderr is not None
+        said = ""
+        while "listening on " not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        url = said.split("listening on ")[1].split(",")[0]
+        with urllib.request.urlopen(f"{url}/v2/health/live", timeout=10) as came:
+            assert came.read() == f"Bearer {API_KEY}".encode()
+        process.terminate()
+        process.communicate(timeout=20)
     assert LOUD in said
 
 
