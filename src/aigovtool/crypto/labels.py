@@ -26,3 +26,4 @@ class Label(bytes, Enum):
     RECEIPT = b"aigovtool/v1/receipt"
     STOP_PROOF = b"aigovtool/v1/stop-proof"
     ATTESTATION_RESULT = b"aigovtool/v1/attestation-result"
+    RA_TLS = b"aigovtool/v1/ra-tls"

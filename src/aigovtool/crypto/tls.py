@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -46,16 +47,26 @@ class TlsIdentity:
     spki_sha256: bytes
 
 
-def make_enclave_identity(*, now: datetime) -> TlsIdentity:
-    """Make a P-256 key and a self-signed certificate for it; the evidence will name the key."""
+def make_enclave_identity(
+    *, now: datetime, extensions: Callable[[bytes], Iterable[x509.ExtensionType]] | None = None
+) -> TlsIdentity:
+    """
+    Make a P-256 key and a self-signed certificate for it; the evidence will name the key.
+
+    Args:
+        now: the certificate is valid from then, less `CLOCK_SKEW`.
+        extensions: given the SHA-256 of the key's SubjectPublicKeyInfo, returns what else to put
+            into the certificate, not critical.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "AIGovTool enclave")])
-    certificate = (
-        _builder(name, name, key.public_key(), now, ENCLAVE_CERTIFICATE_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return _identity(key, certificate)
+    builder = _builder(name, name, key.public_key(), now, ENCLAVE_CERTIFICATE_LIFE)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    if extensions is not None:
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for extension in extensions(sha256(spki)):
+            builder = builder.add_extension(extension, critical=False)
+    return _identity(key, builder.sign(key, hashes.SHA256()))
 
 
 def make_custodian_root(key: SigningKey, *, now: datetime) -> bytes:
