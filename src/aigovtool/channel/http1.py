@@ -15,6 +15,7 @@ Rule 3: bodies stream both ways with bounded memory, and heads are bounded.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import ssl
@@ -389,10 +390,19 @@ async def open_connection(address: Address, context: ssl.SSLContext) -> Connecti
     except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError too
         raise UnavailableError(
             f"cannot connect to an enclave at {address}",
-            came=getattr(error, "strerror", None) or type(error).__name__,
+            came=_why(error),
             mend="check the address, and that the enclave is running",
         ) from None
     return connection
+
+
+def _why(error: OSError | TimeoutError) -> str:
+    """Say what went wrong in the system's words; asyncio's own quote addresses."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+    if isinstance(error, ssl.SSLError | socket.gaierror) or error.errno is None:
+        return error.strerror or type(error).__name__
+    return os.strerror(error.errno)
 
 
 def _head(request: Request, host: bytes, length: int | None) -> bytes:

@@ -152,6 +152,7 @@ def query(
 @exits
 def verify(*, address: str, manifest: Path, api_key_file: Path | None, as_json: bool) -> None:
     """Look once: what is known of the enclave, before anything is sent to it."""
+    from aigovtool.attestation.simulated import WARNING as SIMULATED_WARNING
     from aigovtool.cli.verified import as_json_value, as_lines
 
     async def look() -> tuple[VerifiedEnclave, BudgetView | None]:
@@ -169,7 +170,8 @@ def verify(*, address: str, manifest: Path, api_key_file: Path | None, as_json: 
     for line in as_lines(enclave, budget):
         result.print(line)
     for warning in enclave.attestation.warnings:
-        talk.print(f"warning: {warning}", style="yellow", markup=False)
+        if warning != SIMULATED_WARNING:  # said already, louder
+            talk.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 @client.command()
