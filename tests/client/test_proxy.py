@@ -115,18 +115,28 @@ def world() -> World:
     return World.make(Platform.make())
 
 
-@pytest.fixture
-def enclave(world: World) -> Iterator[StandIn]:
+@pytest.fixture(scope="module")
+def shared_enclave(world: World) -> Iterator[StandIn]:
     with StandIn(Session(world)) as stand_in:
         yield stand_in
 
 
-@pytest.fixture
-def proxy(enclave: StandIn) -> Iterator[Running]:
-    with Running(enclave) as running:
-        enclave.received.clear()
-        enclave.asked.clear()
+@pytest.fixture(scope="module")
+def proxy(shared_enclave: StandIn) -> Iterator[Running]:
+    """One proxy for all: uvicorn takes its time to end."""
+    with Running(shared_enclave) as running:
         yield running
+
+
+@pytest.fixture
+def enclave(shared_enclave: StandIn, proxy: Running) -> StandIn:
+    """The enclave behind the proxy, as new."""
+    shared_enclave.drop_connections()
+    shared_enclave.reply = shared_enclave.infer
+    shared_enclave.credits = 5
+    shared_enclave.received.clear()
+    shared_enclave.asked.clear()
+    return shared_enclave
 
 
 # --- what passes ----------------------------------------------------------------------------------
@@ -311,13 +321,11 @@ def test_a_restarted_enclave_is_judged_again(enclave: StandIn, proxy: Running) -
     assert proxy.ask("POST", "/v2/models/double/infer", REQUEST).status == 200
 
 
-def test_a_refused_enclave_gets_nothing(enclave: StandIn, proxy: Running) -> None:
-    changed = replace(
-        enclave.session.world,
-        platform=replace(enclave.session.world.platform, mr_td=b"\x44" * 48),
-    )
-    enclave.restart(other_session(replace(enclave.session, world=changed)))
-    came = proxy.ask("POST", "/v2/models/double/infer", REQUEST)
+def test_a_refused_enclave_gets_nothing(world: World) -> None:
+    changed = replace(world, platform=replace(world.platform, mr_td=b"\x44" * 48))
+    with StandIn(Session(world)) as enclave, Running(enclave) as proxy:
+        enclave.restart(other_session(replace(enclave.session, world=changed)))
+        came = proxy.ask("POST", "/v2/models/double/infer", REQUEST)
     assert came.status == 502
     assert came.headers["content-type"] == "application/problem+json"
     assert "tdx.mr_td" in {reason["code"] for reason in came.json["reasons"]}
