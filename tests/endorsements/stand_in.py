@@ -75,7 +75,7 @@ class Reply:
     What a vendor does once.
 
     Args:
-        hang: never answers.
+        hang: does not answer until the server closes.
         cut: says that the body is longer than it is, and hangs up.
         gate: waits for this event first.
     """
@@ -95,7 +95,8 @@ class Vendor:
         self.url = ""
         self.replies: dict[str, list[Reply]] = {}
         self.asked: list[str] = []
-        self.bodies: list[bytes] = []
+        self.was_asked = asyncio.Event()
+        self.closing = asyncio.Event()
         self._turns: defaultdict[str, int] = defaultdict(int)
 
     def set(self, path: str, *replies: Reply) -> None:
@@ -107,7 +108,8 @@ class Vendor:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request.path_qs)
-        self.bodies.append(await request.read())
+        await request.read()
+        self.was_asked.set()
         replies = self.replies.get(request.path)
         if replies is None:
             return web.Response(status=404, text="no such thing")
@@ -117,7 +119,7 @@ class Vendor:
         if reply.gate is not None:
             await reply.gate.wait()
         if reply.hang:
-            await asyncio.Event().wait()
+            await self.closing.wait()
         if reply.cut:
             response = web.StreamResponse(status=reply.status, headers=reply.headers)
             response.content_length = len(reply.body) + 100
@@ -164,6 +166,7 @@ async def running(vendor: Vendor) -> AsyncIterator[Vendor]:
     try:
         yield vendor
     finally:
+        vendor.closing.set()
         await runner.cleanup()
 
 

@@ -27,6 +27,7 @@ from aigovtool.endorsements.bundle import (
 )
 from aigovtool.endorsements.collector import Services, open_collector
 from aigovtool.endorsements.intel import IntelService
+from aigovtool.endorsements.spans import ALWAYS
 from aigovtool.errors import ConfigurationError
 
 _NAME_COLUMNS = 16
@@ -204,7 +205,10 @@ def _policy(opened: Bundle, path: Path | None) -> tuple[Policy, str]:
 
 
 def _moment_within(span: Span | None, now: datetime) -> datetime:
-    return now if span is None else min(max(now, span.start), span.end)
+    """Return *now*, or when that is outside of *span*, its middle."""
+    if span is None or span.start <= now <= span.end:
+        return now
+    return span.start + (span.end - span.start) / 2
 
 
 def _warn_of_time(span: Span | None, now: datetime) -> None:
@@ -217,6 +221,8 @@ def _warn_of_time(span: Span | None, now: datetime) -> None:
 def _span_text(span: Span | None) -> str:
     if span is None:
         return "never as a whole"
+    if span == ALWAYS:
+        return "at any time"
     return f"from {span.start.isoformat()} to {span.end.isoformat()}"
 
 
