@@ -7,8 +7,6 @@ import contextlib
 import json
 import ssl
 
-import pytest
-
 from aigovtool.enclave.config import Limits
 from aigovtool.ids import ConsumerId
 from aigovtool.wire.budget import BudgetView
@@ -92,22 +90,19 @@ async def test_the_budget_view(enclave: RunningEnclave) -> None:
     assert 0 < view.lease_valid_s <= 5
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+async def test_what_is_not_here_is_404_and_uncharged(enclave: RunningEnclave) -> None:
+    for path in (
         "/v2/models/other/infer",
         "/v2/models/tiny/versions/2/infer",
         "/v2/models/tiny/versions/1/nothing",
         "/v2/models/",
         "/nothing",
-    ],
-)
-async def test_what_is_not_here_is_404_and_uncharged(enclave: RunningEnclave, path: str) -> None:
-    async with enclave.http.post(
-        path, data=json.dumps(query([[1, 1]])), headers=enclave.custodian.alice.authorization
-    ) as answer:
-        assert answer.status == 404
-        assert is_problem(404, await answer.json(content_type=None), answer.headers)
+    ):
+        async with enclave.http.post(
+            path, data=json.dumps(query([[1, 1]])), headers=enclave.custodian.alice.authorization
+        ) as answer:
+            assert answer.status == 404, path
+            assert is_problem(404, await answer.json(content_type=None), answer.headers)
     assert await remaining(enclave) == 10
 
 
@@ -118,41 +113,45 @@ async def test_a_wrong_method_is_405_with_the_right_one(enclave: RunningEnclave)
         assert (answer.status, answer.headers["Allow"]) == (405, "GET")
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"inputs": [], "unknown": 1}', b"null", b"[" * 100_000],
-)
-async def test_malformed_bodies_are_400_and_uncharged(enclave: RunningEnclave, body: bytes) -> None:
-    status, answer, headers = await enclave.infer(body=body)
-    assert status == 400
-    assert is_problem(400, answer, headers)
-    assert headers["Aigovtool-Remaining"] == "10"
-    assert "Aigovtool-Receipt" not in headers
+MALFORMED = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b'{"inputs": [], "unknown": 1}',
+    b"null",
+    b"[" * 100_000,
+]
+UNFIT = [
+    query([[1.0, 1.0]], name="z"),
+    query([[1.0, 1.0]], datatype="FP64"),
+    query([[1.0, 1.0]], datatype="NONSENSE"),
+    query([[1.0, 1.0, 1.0]], shape=[1, 3]),
+    query([1.0, 1.0], shape=[2]),
+    query([[1.0]], shape=[1, 2]),
+    query([["one", "one"]]),
+    {"inputs": []},
+    {"inputs": query([[1.0, 1.0]])["inputs"] * 2},
+    query([[1.0, 1.0]]) | {"outputs": [{"name": "z"}]},
+]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        query([[1.0, 1.0]], name="z"),
-        query([[1.0, 1.0]], datatype="FP64"),
-        query([[1.0, 1.0]], datatype="NONSENSE"),
-        query([[1.0, 1.0, 1.0]], shape=[1, 3]),
-        query([1.0, 1.0], shape=[2]),
-        query([[1.0]], shape=[1, 2]),
-        query([["one", "one"]]),
-        {"inputs": []},
-        {"inputs": query([[1.0, 1.0]])["inputs"] * 2},
-        query([[1.0, 1.0]]) | {"outputs": [{"name": "z"}]},
-    ],
-)
-async def test_tensors_that_do_not_fit_are_422_and_uncharged(
-    enclave: RunningEnclave, body: dict
-) -> None:
-    status, answer, headers = await enclave.infer(body=body)
-    assert status == 422, answer
-    assert is_problem(422, answer, headers)
-    assert headers["Aigovtool-Remaining"] == "10"
-    assert "Aigovtool-Receipt" not in headers
+async def test_malformed_bodies_are_400_and_uncharged(enclave: RunningEnclave) -> None:
+    for body in MALFORMED:
+        status, answer, headers = await enclave.infer(body=body)
+        assert status == 400, body[:20]
+        assert is_problem(400, answer, headers)
+        assert headers["Aigovtool-Remaining"] == "10"
+        assert "Aigovtool-Receipt" not in headers
+
+
+async def test_tensors_that_do_not_fit_are_422_and_uncharged(enclave: RunningEnclave) -> None:
+    for body in UNFIT:
+        status, answer, headers = await enclave.infer(body=body)
+        assert status == 422, answer
+        assert is_problem(422, answer, headers)
+        assert headers["Aigovtool-Remaining"] == "10"
+        assert "Aigovtool-Receipt" not in headers
     assert enclave.custodian.leased == 0
 
 
@@ -197,15 +196,15 @@ async def test_a_slow_body_is_not_waited_for(custodian: FakeCustodian) -> None:
         assert await remaining(enclave) == 10
 
 
-@pytest.mark.parametrize("attack", [b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9\r\n\r\n"])
-async def test_broken_http_is_a_problem_document(enclave: RunningEnclave, attack: bytes) -> None:
-    reader, writer = await raw_connection(enclave)
-    writer.write(attack)
-    async with asyncio.timeout(5):
-        answer = await reader.read()
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert b'"kind":"malformed"' in answer
-    writer.close()
+async def test_broken_http_is_a_problem_document(enclave: RunningEnclave) -> None:
+    for attack in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET \xff HTTP/1.1\r\n\r\n"):
+        reader, writer = await raw_connection(enclave)
+        writer.write(attack)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 400"), attack
+        assert b'"kind":"malformed"' in answer
+        writer.close()
 
 
 async def test_a_head_without_end_is_cut(enclave: RunningEnclave) -> None:

@@ -127,6 +127,7 @@ def serve(
     from aigovtool.enclave.hardening import harden
     from aigovtool.wire.ticket import read_ticket
 
+    loan = read_ticket(ticket)
     logging.basicConfig(
         stream=sys.stderr,
         level=log_level.upper(),
@@ -135,7 +136,6 @@ def serve(
     for missing in harden():
         talk.print(f"not hardened: {missing}")
     clock = SystemClock()
-    loan = read_ticket(ticket)
     choice = choose(None if tee == _AUTO else Tee(tee), clock=clock)
     talk.print(f"TEE: {choice.attester.describe()} ({choice.why})")
     if choice.attester.tee is Tee.SIMULATED:

@@ -37,7 +37,7 @@ class Ready:
     Args:
         address: ``host:port`` on which it listens.
         left: credits of the loan that are not leased to anyone.
-        after_s: since `serve` was called.
+        after_s: since `serve` was called, or since the enclave last ceased to serve.
     """
 
     address: str
@@ -68,7 +68,6 @@ async def serve(
     Raises:
         ConfigurationError: the address cannot be listened on, or the ticket is damaged.
     """
-    begun_s = clock.monotonic_s()
     limits = config.limits
     listening = listen_on(*config.address())
     host, port = listening.getsockname()[:2]
@@ -82,7 +81,7 @@ async def serve(
                 model=manifest.name,
                 version=manifest.version,
                 left=session.renewal.left,
-                after_s=clock.monotonic_s() - begun_s,
+                after_s=clock.monotonic_s() - enclave.idle_since_s,
             )
         )
 

@@ -48,6 +48,7 @@ class Enclave:
         self.flights = flights
         self.clock = clock
         self.cancelled = 0
+        self.idle_since_s = clock.monotonic_s()  # when it last ceased to serve, or was made
         self._on_ready = on_ready
         self._loading: asyncio.Task[TensorModel] | None = None
         self._wiped: datetime | None = None
@@ -122,6 +123,7 @@ class Enclave:
         )
 
     def stop(self, ending: Ending) -> None:
+        self.idle_since_s = self.clock.monotonic_s()
         if self.life.state is not State.DRAINING:  # which ends in its own way
             self.life.move(ending.to, ending.reason)
         error: AIGovToolError = self.not_serving()

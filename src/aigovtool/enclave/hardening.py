@@ -14,6 +14,7 @@ import resource
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 _MCL_CURRENT = 1  # <sys/mman.h>
 _MCL_FUTURE = 2
+_MCL_ONFAULT = 4  # lock what is touched: without it every thread's whole stack becomes resident
 
 
 def harden() -> list[str]:
@@ -35,7 +36,7 @@ def harden() -> list[str]:
                 "memory is not locked and this machine has swap: raise RLIMIT_MEMLOCK to "
                 "unlimited, or turn swap off"
             )
-    elif libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
+    elif libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         missing.append(f"memory cannot be locked against swapping ({_why()})")
     return missing
 
