@@ -203,6 +203,11 @@ def _garbage(documents: Mapping[str, bytes]) -> dict[str, tuple[Reply, type[Exce
             MalformedError,
             "cannot be read",
         ),
+        "issuer not ASCII": (
+            replace(good, headers={"TCB-Info-Issuer-Chain": chain + "%FF"}),
+            MalformedError,
+            "no PEM",
+        ),
         "404": (Reply(status=404), NotFoundError, "does not know"),
         "410": (Reply(status=410), NotFoundError, "does not know"),
         "401": (Reply(status=401), RefusedError, "does not answer us"),
@@ -227,6 +232,7 @@ NAMES = [
     "no issuer header",
     "another issuer header",
     "issuer no PEM",
+    "issuer not ASCII",
     "404",
     "410",
     "401",
@@ -415,6 +421,16 @@ async def test_what_is_no_vcek_is_not_taken_for_one(vendor: Vendor, body: bytes)
         await collect(services, evidence, now=now)
 
 
+@pytest.mark.parametrize("name", [b"Genoa-B1", b"Venice-A0", b""])
+async def test_a_vcek_of_another_line_is_not_taken(vendor: Vendor, name: bytes) -> None:
+    amd = FakeAmd()
+    other = amd.endorsement_key(product_name=name or b"-")
+    path = f"/vcek/v1/Milan/{amd.hwid.hex()}"
+    services = kds(vendor, {"vcek": der(other), "ca_chain": pem(amd.ask, amd.ark)}, path)
+    with pytest.raises(MalformedError, match="not a certificate of a Milan"):
+        await collect(services, amd.evidence(), now=amd.ask.not_valid_before_utc)
+
+
 # NVIDIA
 
 DRIVER = "NV_GPU_DRIVER_GH100_550.90.07"
@@ -461,6 +477,16 @@ async def test_ocsp_of_rim_signers_at_their_time() -> None:
     assert device.driver_rim.revocation is Revocation.GOOD
     assert device.vbios_rim.revocation is Revocation.GOOD
     assert device.revocation is Revocation.UNKNOWN
+
+
+async def test_answers_that_still_hold_are_not_asked_for_again() -> None:
+    evidence, collected, now, before = await _nvidia(0)
+    async with running(NvidiaOcsp(before.answers)) as again:
+        service = NvidiaService(rim_url=again.url, ocsp_url=f"{again.url}/ocsp")
+        same = await collect(Services(nvidia=service), evidence, now=now, have=collected.documents)
+    assert same == collected
+    # Only those of the RIM signers, which are out of time in the recording.
+    assert again.asked == ["/ocsp"] * 4
 
 
 BAD_RIMS = {

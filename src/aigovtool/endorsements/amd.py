@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -30,7 +31,7 @@ from aigovtool.attestation.snp.layout import (
 )
 from aigovtool.attestation.snp.product import Product, parse_tcb, product_of_cpuid
 from aigovtool.attestation.x509chain import load_certificates
-from aigovtool.endorsements.fetch import Answer, Question
+from aigovtool.endorsements.fetch import Answer, Question, malformed
 from aigovtool.endorsements.library import Documents, Item, Library
 from aigovtool.endorsements.spans import contains, span_of
 from aigovtool.errors import MalformedError, NotFoundError
@@ -96,7 +97,7 @@ async def snp_documents(
     if certificate is None:
         documents |= await _fetch_vcek(report, service, library, now)
         certificate = parse_endorsement_key(documents[snp.VCEK])
-    product = Product(certificate.product_name.partition("-")[0])
+    product = Product(_line(certificate.product_name))
     items = _issuer_items(report.signing_key, product, service)
     if handed_over.keys() >= _ISSUERS:
         items = [item for item in items if item.names != (snp.CA_CHAIN,)]
@@ -109,7 +110,7 @@ def _usable(report: Report, certificate: bytes | None, now: datetime) -> Endorse
         return None
     try:
         key = parse_endorsement_key(certificate)
-        product = Product(key.product_name.partition("-")[0])
+        product = Product(_line(key.product_name))
         fits = (
             key.kind is report.signing_key
             and (key.hwid is None or report.chip_id.startswith(key.hwid))
@@ -166,10 +167,15 @@ def _vcek_item(report: Report, product: Product, service: AmdService) -> Item:
         question=Question(
             url=f"{service.url.rstrip('/')}/vcek/v1/{product}/{chip.hex()}?{urlencode(levels)}"
         ),
-        read=_read_vcek,
+        read=partial(_read_vcek, product),
         names=(snp.VCEK,),
         longest_age=None,  # derived from chip and TCB: there is only one
     )
+
+
+def _line(product_name: str) -> str:
+    """Return the line of a product such as ``Milan-B0``."""
+    return product_name.partition("-")[0]
 
 
 def _issuer_items(kind: SigningKey, product: Product, service: AmdService) -> list[Item]:
@@ -191,8 +197,10 @@ def _issuer_items(kind: SigningKey, product: Product, service: AmdService) -> li
     ]
 
 
-def _read_vcek(answer: Answer) -> dict[str, bytes]:
-    parse_endorsement_key(answer.body)
+def _read_vcek(product: Product, answer: Answer) -> dict[str, bytes]:
+    name = parse_endorsement_key(answer.body).product_name
+    if _line(name) != product:
+        raise malformed(f"a certificate of a {product}", came=name[:64])
     return {snp.VCEK: answer.body}
 
 

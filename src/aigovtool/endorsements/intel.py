@@ -203,7 +203,10 @@ def _crl(body: bytes) -> bytes:
 def _issuer_chain(answer: Answer, names: tuple[str, ...]) -> bytes:
     for name in names:
         if name in answer.headers:
-            pem = unquote(answer.headers[name]).encode()
+            try:
+                pem = unquote(answer.headers[name]).encode("ascii")
+            except UnicodeEncodeError:
+                raise malformed("complete: its issuer is no PEM") from None
             load_certificates(pem, what=name)
             return pem
     raise malformed(

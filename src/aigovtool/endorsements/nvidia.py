@@ -24,6 +24,7 @@ from itertools import pairwise
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
@@ -31,7 +32,7 @@ from msgspec import Struct
 
 from aigovtool.attestation.evidence import Evidence
 from aigovtool.attestation.nvidia import verify as nvidia
-from aigovtool.attestation.nvidia.layout import Opaque, Report, parse_report
+from aigovtool.attestation.nvidia.layout import MALFORMED, Opaque, Report, parse_report
 from aigovtool.attestation.nvidia.ocsp import parse_response
 from aigovtool.attestation.nvidia.xmldsig import verify_signed_document
 from aigovtool.attestation.x509chain import common_name, load_certificates
@@ -124,7 +125,9 @@ def _sound(names: Iterable[str]) -> list[str]:
 def _count(evidence: Evidence) -> int:
     count = sum(1 for name in evidence.documents if name.endswith(".report"))
     if not 0 < count <= nvidia.MAX_DEVICES:
-        raise MalformedError("NVIDIA evidence with no device, or too many", came=str(count))
+        raise MalformedError(
+            "NVIDIA evidence with no device, or too many", code=MALFORMED, came=str(count)
+        )
     return count
 
 
@@ -174,9 +177,13 @@ def _signers_of_rims(documents: Documents) -> Iterator[Sequence[x509.Certificate
 
 def _ocsp_items(chain: Sequence[x509.Certificate], service: NvidiaService) -> Iterator[Item]:
     for certificate, issuer in pairwise(chain):
-        request = (
-            ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA384()).build()
-        )
+        try:
+            builder = ocsp.OCSPRequestBuilder()
+            request = builder.add_certificate(certificate, issuer, hashes.SHA384()).build()
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise MalformedError(
+                "a chain with a certificate that OCSP cannot be asked about", code=MALFORMED
+            ) from None
         name = _ocsp_name(certificate.serial_number)
         yield Item(
             question=Question(
