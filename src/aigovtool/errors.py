@@ -153,6 +153,12 @@ class BudgetExhaustedError(RefusedError):
         self.retry_after_s = retry_after_s
 
 
+class MoreDeniedError(BudgetExhaustedError):
+    """The custodian was asked for more and said no: waiting on would not help."""
+
+    code = "budget.denied"
+
+
 class UnavailableError(AIGovToolError):
     """Cannot be answered now; the same request may succeed later."""
 

@@ -26,10 +26,11 @@ from aigovtool.errors import (
     BlockedError,
     BudgetExhaustedError,
     LoanNotActiveError,
+    MoreDeniedError,
     UnavailableError,
 )
 
-IMAGE = np.zeros((1, 64), np.float32)
+IMAGE = np.zeros((1, 8, 8), np.float32)
 LEASE_S = 5.0  # the default duration of a lease
 SETTLE_GRACE_S = 30.0
 
@@ -175,7 +176,7 @@ async def test_killed_enclave_forfeits_its_lease_and_nothing_more(stage: Stage) 
     refund = stage.custodian("lease", "refund", lost["lease"], "--reason", "power cut, on video")
     assert refund.code == 0, refund.stderr
     after = account(stage)
-    assert after["left"] == seen["left"] + leased
+    assert after["left"] == seen["left"] + lost["credits"]
     assert after["forfeited"] == seen["forfeited"]
 
 
@@ -240,7 +241,7 @@ async def test_denied_request_reaches_the_waiting_client(stage: Stage) -> None:
             await asyncio.sleep(0.05)
         denied = stage.custodian("request", "deny", requests[0]["request"], "--reason", "not now")
         assert denied.code == 0, denied.stderr
-        with pytest.raises(BudgetExhaustedError, match="not now"):
+        with pytest.raises(MoreDeniedError, match="not now"):
             await asyncio.wait_for(waiting, 10)
     assert account(stage)["granted"] == 1
 

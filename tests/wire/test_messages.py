@@ -108,6 +108,7 @@ RAISED = [
     (errors.NotFoundError("m"), 404),
     (errors.BadTensorError("m"), 422),
     (errors.BudgetExhaustedError("m", retry_after_s=7), 429),
+    (errors.MoreDeniedError("m", retry_after_s=7), 429),
     (errors.AppraisalError("m"), 403),
     (errors.RefusedError("m"), 403),
     (errors.LoanNotActiveError("m", retry_after_s=7), 503),

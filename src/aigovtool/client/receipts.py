@@ -11,6 +11,10 @@ from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.receipt import Receipt, from_header
 
 
+class OtherSessionError(VerificationError):
+    """Signed by the attested key, about this loan, and for a session that was not judged."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedReceipt:
     """
@@ -31,6 +35,7 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
 
     Raises:
         MalformedError: not a receipt.
+        OtherSessionError: the enclave enrolled anew since it was judged; judge it again.
         VerificationError: there is none, or it is not signed by the enclave's attested key, or it
             is about another loan, session or model, or its sum is wrong.
     """
@@ -45,7 +50,8 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
     came = (receipt.loan, receipt.session, receipt.model_digest)
     expected = (enclave.loan, enclave.statement.session, enclave.model.digest)
     if came != expected:
-        raise VerificationError(
+        anew = receipt.loan == enclave.loan and receipt.session != enclave.statement.session
+        raise (OtherSessionError if anew else VerificationError)(
             "the receipt is about another loan, session or model",
             code="receipt.subject",
             expected=_show(*expected),

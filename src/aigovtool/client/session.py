@@ -30,13 +30,14 @@ from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
 from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client.receipts import VerifiedReceipt, verify_receipt
+from aigovtool.client.receipts import OtherSessionError, VerifiedReceipt, verify_receipt
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
     AIGovToolError,
     BudgetExhaustedError,
     ConfigurationError,
     MalformedError,
+    MoreDeniedError,
     UnavailableError,
 )
 from aigovtool.wire.budget import BudgetView
@@ -141,6 +142,7 @@ class AsyncClient:
 
         Raises:
             BudgetExhaustedError: no credit is left, and none came in *wait_s*.
+            MoreDeniedError: the custodian was asked for more, and said no; the message says why.
             BadTensorError: the inputs do not fit the model; nothing was charged.
             UnauthenticatedError, BlockedError: the API key is not known, or blocked.
             LoanNotActiveError, UnavailableError: the loan was stopped, the custodian cannot be
@@ -166,6 +168,8 @@ class AsyncClient:
             asked_s = loop.time()
             try:
                 return await self._infer(body, headers, hold_s)
+            except MoreDeniedError:
+                raise
             except BudgetExhaustedError as error:
                 now_s = loop.time()
                 left_s = wait_s - (now_s - begin_s)
@@ -236,7 +240,11 @@ class AsyncClient:
             if asked is None or self._channel.closed:
                 raise
             enclave, response, answer = await self._exchange(make, limit, hold_s)
-        receipt = verify_receipt(response.header(_RECEIPT), enclave)
+        try:
+            receipt = verify_receipt(response.header(_RECEIPT), enclave)
+        except OtherSessionError:
+            # the loan was stopped and resumed: same process and TLS key, another session
+            receipt = verify_receipt(response.header(_RECEIPT), await self._channel.rejudge())
         decoded = decode_infer_response(
             answer, header_length=parse_header_length(response.header(_HEADER_LENGTH))
         )

@@ -115,7 +115,7 @@ class Story:
         refused = self._ask(self.samples[0])
         check(refused.code == 1, f"exit code {refused.code}, not 1")
         check("budget" in refused.stderr, "the refusal does not speak of the budget")
-        return _first_line(refused.stderr)
+        return _refusal(refused)
 
     def wait(self) -> str:
         self.waiting = self.stage.start(
@@ -147,7 +147,7 @@ class Story:
         refused = self._ask(self.samples[2])
         check(refused.code == 1, f"exit code {refused.code}, not 1")
         check("blocked" in refused.stderr, "the refusal does not say blocked")
-        return _first_line(refused.stderr)
+        return _refusal(refused)
 
     def unblock(self) -> str:
         _succeeded(self.stage.custodian("unblock", self.consumer))
@@ -173,9 +173,7 @@ class Story:
         while (outcome := self._ask(self.samples[3])).code == 0:
             check(time.monotonic() - begin < CUT_OFF_LIMIT_S, "queries are still served")
         check(outcome.code == 3, f"exit code {outcome.code}, not 3: {outcome.stderr[-300:]}")
-        return f"refused {time.monotonic() - begin:.1f} s after SIGTERM: " + _first_line(
-            outcome.stderr
-        )
+        return f"refused {time.monotonic() - begin:.1f} s after SIGTERM; {_refusal(outcome)}"
 
     def _ask(self, sample: Path) -> Outcome:
         return self.stage.run(
@@ -240,8 +238,10 @@ def _succeeded(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+def _refusal(outcome: Outcome) -> str:
+    """The line that says why, without the talk around it."""
+    lines = [line.strip() for line in outcome.stderr.splitlines()]
+    return next((line for line in lines if line.startswith("error:")), "refused without a word")
 
 
 def _last_json(text: str) -> Any:

@@ -34,6 +34,7 @@ from aigovtool.enclave.waiting import Waiter, WaitingQueue
 from aigovtool.errors import (
     AIGovToolError,
     BudgetExhaustedError,
+    MoreDeniedError,
     UnavailableError,
 )
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
@@ -170,7 +171,8 @@ class Renewal:
             reason: why the consumer needs more, in its own words.
 
         Raises:
-            BudgetExhaustedError: nothing is left, and none came in time, or more was denied.
+            BudgetExhaustedError: nothing is left, and none came in time.
+            MoreDeniedError: the custodian was asked for more, and said no.
             UnavailableError: the custodian is not reached or does not answer, or too many wait.
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
@@ -323,7 +325,7 @@ class Renewal:
             return
         self.queue.fail_all(
             lambda waiter: (
-                BudgetExhaustedError(
+                MoreDeniedError(
                     f"the custodian denied more credits: {decision.reason or 'no reason given'}",
                     retry_after_s=EXHAUSTED_RETRY_AFTER_S,
                 )
