@@ -181,6 +181,18 @@ async def test_a_body_without_end_is_cut_at_the_limit(custodian: FakeCustodian) 
         assert await remaining(enclave) == 10
 
 
+async def test_bodies_together_take_only_so_much_memory(custodian: FakeCustodian) -> None:
+    rows = query([[1.0, 1.0]] * 20_000)
+    limits = Limits(max_bodies_bytes=len(json.dumps(rows)) + 1000)
+    async with running_enclave(custodian, limits=limits) as enclave:
+        answers = await asyncio.gather(*(enclave.infer(body=rows) for _ in range(4)))
+        statuses = sorted(status for status, _, _ in answers)
+        assert statuses[0] == 200
+        assert set(statuses) <= {200, 503}
+        assert (await enclave.infer(body=rows))[0] == 200  # the room was given back
+        assert await remaining(enclave) == 10 - statuses.count(200) - 1
+
+
 async def test_a_slow_body_is_not_waited_for(custodian: FakeCustodian) -> None:
     async with running_enclave(custodian, limits=Limits(body_time_s=0.2)) as enclave:
         reader, writer = await raw_connection(enclave)

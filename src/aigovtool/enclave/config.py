@@ -20,6 +20,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Args:
         max_body_bytes: of a query.
+        max_bodies_bytes: of all queries that are in memory at one time.
         max_tensors: inputs or outputs named in a query.
         body_time_s: for a query's body to arrive.
         query_time_s: for its computation.
@@ -39,6 +40,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     max_body_bytes: int = 256 << 20
+    max_bodies_bytes: int = 2 << 30
     max_tensors: int = 64
     body_time_s: float = 60.0
     query_time_s: float = 120.0

@@ -38,10 +38,31 @@ class ClientGoneError(Exception):
     """The client closed the connection: there is nobody to answer."""
 
 
+class BodyRoom:
+    """How many bytes of bodies may be in memory at one time, all requests together."""
+
+    __slots__ = ("_free",)
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+
+    def take(self, size: int) -> None:
+        """Take room; raises UnavailableError when there is not so much."""
+        if size > self._free:
+            raise UnavailableError(
+                "too many large queries at one time", code="queue.bodies", retry_after_s=1.0
+            )
+        self._free -= size
+
+    def give_back(self, size: int) -> None:
+        """Give back what was taken."""
+        self._free += size
+
+
 class Request:
     """One request. `headers` has the last of each name, in lower case."""
 
-    __slots__ = ("_read", "headers", "method", "path", "query", "receive")
+    __slots__ = ("_read", "body_bytes", "headers", "method", "path", "query", "receive")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
@@ -50,6 +71,7 @@ class Request:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.receive = receive
         self._read = False
+        self.body_bytes = 0  # taken of a `BodyRoom`, to be given back when the request is over
 
     @property
     def has_unread_body(self) -> bool:
@@ -60,14 +82,14 @@ class Request:
             self.headers.get(b"content-length", b"0") != b"0"
         )
 
-    async def body(self, *, max_bytes: int, time_s: float) -> bytes:
+    async def body(self, *, max_bytes: int, time_s: float, room: BodyRoom) -> bytes:
         """
-        Read the whole body.
+        Read the whole body, taking `body_bytes` of *room* as it comes.
 
         Raises:
             TooLargeError: it is, or says that it is, longer than *max_bytes*; the rest is not read.
             MalformedError: its length is no number.
-            UnavailableError: it did not arrive within *time_s*.
+            UnavailableError: it did not arrive within *time_s*, or there is no room for it.
             ClientGoneError: the client left.
         """
         stated = self.headers.get(b"content-length", b"0")
@@ -76,14 +98,15 @@ class Request:
         if int(stated) > max_bytes:
             raise _too_large(max_bytes, f"{int(stated)} bytes")
         pieces: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(time_s):
                 while not self._read:
-                    pieces.append(await self._piece())
-                    size += len(pieces[-1])
-                    if size > max_bytes:
-                        raise _too_large(max_bytes, f"{size} bytes or more")
+                    piece = await self._piece()
+                    room.take(len(piece))
+                    self.body_bytes += len(piece)
+                    pieces.append(piece)
+                    if self.body_bytes > max_bytes:
+                        raise _too_large(max_bytes, f"{self.body_bytes} bytes or more")
         except TimeoutError:
             raise UnavailableError(
                 f"the body did not arrive within {time_s:g} s", code="body.time"

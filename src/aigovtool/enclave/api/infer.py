@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Mapping
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import (
+    BodyRoom,
     ClientGoneError,
     Header,
     Reply,
@@ -58,6 +59,7 @@ class Infer:
             max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
         )
         self._clock = clock
+        self._room = BodyRoom(limits.max_bodies_bytes)
         self._replays = Replays(keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes)
 
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
@@ -67,7 +69,9 @@ class Infer:
         try:
             check_model(session, name, version)
             body = await request.body(
-                max_bytes=self._limits.max_body_bytes, time_s=self._limits.body_time_s
+                max_bytes=self._limits.max_body_bytes,
+                time_s=self._limits.body_time_s,
+                room=self._room,
             )
             key = request.headers.get(_IDEMPOTENCY_KEY)
             if key is None:
@@ -81,6 +85,8 @@ class Infer:
             )
         except AIGovToolError as error:
             return problem_reply(error, [self._remaining(session, consumer)])
+        finally:
+            self._room.give_back(request.body_bytes)
 
     async def _answer(
         self,
