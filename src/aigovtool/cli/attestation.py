@@ -18,10 +18,12 @@ from aigovtool.attestation.kinds import KINDS, appraise_claims, tee_named
 from aigovtool.attestation.policy import Policy, parse_policy, write_policy
 from aigovtool.attestation.strict import strict_policy
 from aigovtool.attestation.verify import verify as verify_evidence
+from aigovtool.cli.attestation_bundle import bundle
 from aigovtool.cli.claims_text import claims_as_rows, jsonable
 from aigovtool.cli.evidence_files import read_endorsements, read_evidence, read_file
 from aigovtool.cli.output import (
     REFUSED,
+    Time,
     exits,
     fail,
     json_option,
@@ -34,23 +36,6 @@ from aigovtool.errors import AIGovToolError, RefusedError, VerificationError
 
 _NAME_COLUMNS = 32
 _TABLE_COLUMNS = 200  # where nobody looks at a terminal
-
-
-class _Time(click.ParamType[datetime]):
-    name = "RFC3339"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-01-31T12:00:00Z", param, ctx)
-        if moment.tzinfo is None:
-            self.fail(f"{value!r} has no time zone; write …Z for UTC", param, ctx)
-        return moment
 
 
 _tee_option = click.option(
@@ -75,7 +60,7 @@ _endorsements_option = click.option(
     "when that is a folder.",
 )
 _time_option = click.option(
-    "--time", "now", type=_Time(), help="Judge as of this time, RFC 3339. Default: now."
+    "--time", "now", type=Time(), help="Judge as of this time, RFC 3339. Default: now."
 )
 _POLICY_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -86,6 +71,9 @@ def attestation() -> None:
 
     Exit codes: 0 accepted, 1 refused (with every reason), 2 malformed or misused.
     """
+
+
+attestation.add_command(bundle)
 
 
 @attestation.command()

@@ -17,7 +17,7 @@ from aigovtool.attestation.strict import strict_policy
 from aigovtool.attestation.verify import verify as verify_evidence
 from aigovtool.cli.evidence_files import read_endorsements, read_evidence
 from aigovtool.cli.evidence_files import read_file as read_evidence_file
-from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
+from aigovtool.cli.output import Time, exits, json_option, print_json, talk, warn_simulated
 from aigovtool.endorsements.bundle import (
     MAX_BUNDLE_BYTES,
     Bundle,
@@ -31,23 +31,6 @@ from aigovtool.endorsements.spans import ALWAYS
 from aigovtool.errors import ConfigurationError
 
 _NAME_COLUMNS = 16
-
-
-class _Time(click.ParamType[datetime]):
-    name = "RFC3339"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-01-31T12:00:00Z", param, ctx)
-        if moment.tzinfo is None:
-            self.fail(f"{value!r} has no time zone; write …Z for UTC", param, ctx)
-        return moment
 
 
 _path = click.Path(exists=True, path_type=Path)
@@ -153,7 +136,7 @@ def create(
 @bundle.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_policy_option
-@click.option("--time", "now", type=_Time(), help="Judge as of this time, RFC 3339. Default: now.")
+@click.option("--time", "now", type=Time(), help="Judge as of this time, RFC 3339. Default: now.")
 @json_option
 @exits
 def verify(*, file: Path, policy_path: Path | None, now: datetime | None, as_json: bool) -> None:

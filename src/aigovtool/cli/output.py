@@ -10,6 +10,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
@@ -49,6 +50,26 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON value on stdout."
 )
 
+
+class Time(click.ParamType[datetime]):
+    """An aware time, RFC 3339."""
+
+    name = "RFC3339"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-01-31T12:00:00Z", param, ctx)
+        if moment.tzinfo is None:
+            self.fail(f"{value!r} has no time zone; write …Z for UTC", param, ctx)
+        return moment
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -73,17 +94,22 @@ def fail(error: AIGovToolError, *, as_json: bool) -> NoReturn:
     if as_json:
         reasons = [msgspec.to_builtins(reason) for reason in error.reasons]
         print_json({"error": {"kind": error.code, "message": str(error), "reasons": reasons}})
+    # a reason may quote a peer that nobody has verified: no control sequence reaches the terminal
     for index, reason in enumerate(error.reasons):
         head = Text("error: " if index == 0 else "   and: ", style="bold red")
-        talk.print(head + Text(reason.message, style="default"))
+        talk.print(head + _plain(reason.message))
         for name, text in (
             ("expected", reason.expected),
             ("came", reason.came),
             ("to mend", reason.mend),
         ):
             if text is not None:
-                talk.print(Text(f"{name:>11}: ", style="dim") + Text(text, style="default"))
+                talk.print(Text(f"{name:>11}: ", style="dim") + _plain(text))
     sys.exit(exit_code(error))
+
+
+def _plain(text: str) -> Text:
+    return Text("".join(c if c.isprintable() else "\ufffd" for c in text), style="default")
 
 
 def exit_code(error: AIGovToolError) -> int:

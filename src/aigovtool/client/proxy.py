@@ -29,7 +29,7 @@ from aigovtool.channel.address import Address
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client.receipts import verify_receipt
+from aigovtool.client.receipts import receipt_of
 from aigovtool.errors import (
     AIGovToolError,
     ConfigurationError,
@@ -148,7 +148,7 @@ class Proxy:
 
                 async with self._channel.exchange(make) as (enclave, response):
                     if (receipt := response.header(_RECEIPT)) is not None:
-                        verify_receipt(receipt, enclave)
+                        await receipt_of(receipt, enclave, self._channel)
                     await exchange.pass_on(response, limit)
         except TimeoutError:
             late = UnavailableError("the enclave fell silent", code="channel.timeout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.judge import VerifiedEnclave
 from aigovtool.crypto.labels import Label
 from aigovtool.errors import VerificationError
@@ -65,6 +66,21 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
             came=str(receipt.balance_after),
         )
     return VerifiedReceipt(receipt=receipt, signed=signed)
+
+
+async def receipt_of(
+    header: bytes | None, enclave: VerifiedEnclave, channel: AttestedChannel
+) -> VerifiedReceipt:
+    """
+    Check a receipt as `verify_receipt`, judging the enclave again if it enrolled anew since.
+
+    A loan that is stopped and resumed gives the same process, with the same TLS key, another
+    session.
+    """
+    try:
+        return verify_receipt(header, enclave)
+    except OtherSessionError:
+        return verify_receipt(header, await channel.rejudge())
 
 
 def _show(loan: str, session: str, model_digest: bytes) -> str:

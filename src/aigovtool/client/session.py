@@ -30,7 +30,7 @@ from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
 from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client.receipts import OtherSessionError, VerifiedReceipt, verify_receipt
+from aigovtool.client.receipts import VerifiedReceipt, receipt_of
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
     AIGovToolError,
@@ -240,11 +240,7 @@ class AsyncClient:
             if asked is None or self._channel.closed:
                 raise
             enclave, response, answer = await self._exchange(make, limit, hold_s)
-        try:
-            receipt = verify_receipt(response.header(_RECEIPT), enclave)
-        except OtherSessionError:
-            # the loan was stopped and resumed: same process and TLS key, another session
-            receipt = verify_receipt(response.header(_RECEIPT), await self._channel.rejudge())
+        receipt = await receipt_of(response.header(_RECEIPT), enclave, self._channel)
         decoded = decode_infer_response(
             answer, header_length=parse_header_length(response.header(_HEADER_LENGTH))
         )

@@ -222,6 +222,8 @@ def _bind(address: Address, option: str) -> socket.socket:
         raise _not_ours(address, option, error) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # inherited by accepted sockets, where asyncio would not set it; see the enclave's server
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(where)
         listener.setblocking(False)
     except OSError as error:
