@@ -151,6 +151,10 @@ class Stage:
                 stdout=sink,
                 stderr=subprocess.STDOUT,
             )
+        return self.adopt(name, popen, log)
+
+    def adopt(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> Process:
+        """Take in a process that was started here otherwise, to be ended with the stage."""
         process = Process(name, popen, log)
         self.processes.append(process)
         return process
@@ -211,8 +215,12 @@ class Stage:
             environment,
         )  # fmt: skip
         if wait:
-            self.wait_for(process, lambda: enclave_ready(port))
+            self.wait_until_serving(process, port)
         return process, port
+
+    def wait_until_serving(self, process: Process, port: int) -> float:
+        """Wait until the enclave at *port* says that it is ready; return the seconds it took."""
+        return self.wait_for(process, lambda: enclave_ready(port))
 
     def client(self, command: str, port: int, *more: str) -> list[str]:
         """Return the arguments of a client command against the enclave at *port*."""
