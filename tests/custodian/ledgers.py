@@ -1,16 +1,18 @@
-"""A real ledger in a real file, with enclaves that are only keys: what every test here stands on."""
+"""A real ledger in a real file, and enclaves that are only keys: the tests stand on these."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from aigovtool.attestation.appraise import AttestationResult
 from aigovtool.attestation.evidence import Tee
+from aigovtool.attestation.policy import Policy, write_policy
 from aigovtool.crypto.hpke import HpkeKey
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
@@ -21,11 +23,12 @@ from aigovtool.custodian.ledger import Ledger, Push, loan_of
 from aigovtool.custodian.loans import Loans
 from aigovtool.custodian.records import Loan, LoanTerms, Model
 from aigovtool.custodian.sessions import Sessions
+from aigovtool.custodian.store.base import Reading, Writing
 from aigovtool.custodian.store.sqlite import SqliteStore
+from aigovtool.errors import UnavailableError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.simulation.measure import Measurement
 from aigovtool.simulation.policy import simulated_policy
-from aigovtool.attestation.policy import Policy, write_policy
 from aigovtool.wire.codec import Signed, sign
 from aigovtool.wire.control import Report, ReportAnswer, Settlement, StopProof, Want
 from aigovtool.wire.enrolment import Documents, EnrolRequest, Keys
@@ -126,6 +129,34 @@ class FakeEnclave:
         return Report(number=self.number, settlements=settlements, want=wish)
 
 
+class BreakingStore:
+    """
+    A real store whose next commit fails: ``lost`` before anything is kept, ``kept`` after all is.
+
+    From outside the two look the same, which is promise 5 of `store.base`.
+    """
+
+    def __init__(self, inner: SqliteStore) -> None:
+        self._inner = inner
+        self.next: str | None = None
+
+    def read(self) -> AbstractContextManager[Reading]:
+        return self._inner.read()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Writing]:
+        how, self.next = self.next, None
+        with self._inner.write() as tx:
+            yield tx
+            if how == "lost":
+                raise UnavailableError("the disk failed")
+        if how == "kept":
+            raise UnavailableError("the disk failed, after it had kept everything")
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 class Bench:
     """Every service over one file; `reopen` is what a crash and a restart do."""
 
@@ -138,7 +169,7 @@ class Bench:
         self._open()
 
     def _open(self) -> None:
-        self.store = SqliteStore.open(self.path)
+        self.store = BreakingStore(SqliteStore.open(self.path))
         self.ledger = Ledger(store=self.store, clock=self.clock, publisher=self.told)
         self.loans = Loans(ledger=self.ledger)
         self.grants = Grants(ledger=self.ledger)
@@ -180,9 +211,7 @@ class Bench:
         ).row
 
     def consumer(self, loan: LoanId, budget: int | None = None) -> ConsumerId:
-        made = self.loans.add_consumer(
-            loan, name=secrets.token_hex(4), budget=budget, actor="test"
-        )
+        made = self.loans.add_consumer(loan, name=secrets.token_hex(4), budget=budget, actor="test")
         return made.row.consumer
 
     def enclave(self, loan: LoanId, *, connect: bool = True) -> FakeEnclave:
