@@ -274,7 +274,8 @@ async def test_a_query_that_takes_too_long_is_ended_and_charged(
 
 
 async def test_leases_are_renewed_in_use_and_let_go_when_idle(custodian: FakeCustodian) -> None:
-    custodian.granted = custodian.left = 1000
+    custodian.granted = custodian.left = 1_000_000
+    custodian.max_lease = 1_000_000
     custodian.lease_duration_s = 0.4
     async with running_enclave(custodian) as enclave:
         statuses: collections.Counter[int] = collections.Counter()

@@ -80,7 +80,7 @@ async def serve(
                 address=address,
                 model=manifest.name,
                 version=manifest.version,
-                left=session.renewal.left,
+                left=session.renewal.standing.left,
                 after_s=clock.monotonic_s() - enclave.idle_since_s,
             )
         )

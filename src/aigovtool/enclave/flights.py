@@ -112,11 +112,15 @@ class Flights:
 
     async def idle(self) -> None:
         """Return when no thread computes any more."""
-        while jobs := [asyncio.wrap_future(job) for job in tuple(self._jobs)]:
-            await asyncio.wait(jobs)
-            for job in jobs:
-                if not job.cancelled():
-                    job.exception()  # its query has seen it
+        loop = asyncio.get_running_loop()
+        while jobs := tuple(self._jobs):
+            over = asyncio.Event()
+
+            def done(_: Future[Outputs], over: asyncio.Event = over) -> None:
+                loop.call_soon_threadsafe(over.set)
+
+            jobs[0].add_done_callback(done)
+            await over.wait()
 
     def close(self) -> None:
         """End the threads once what they do is done."""

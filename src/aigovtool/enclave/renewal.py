@@ -10,10 +10,8 @@ Rule 2: while a lease is in use the next one is asked for at half its time, or w
         about to end; the old one serves on until it expires.
 Rule 3: one report at a time. An unanswered one is sent again with its number, and its lease's time
         runs from when it was first sent (I2).
-Rule 4: a lease is closed before its settlement is signed; a settlement is kept until the custodian
-        says that it is durable (I3).
-Rule 5: what the custodian said is used up is asked for again only when something changed: credits
-        freed, a new roster, a lease of our own given back, a new connection.
+Rule 4: of what the custodian said is used up, nothing more is asked for until something changed;
+        a person is asked instead, if somebody waits.
 """
 
 from __future__ import annotations
@@ -23,12 +21,12 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.demand import Demand
-from aigovtool.enclave.meter import Use
+from aigovtool.enclave.settling import Settlements
+from aigovtool.enclave.standing import Standing
 from aigovtool.enclave.till import Paid, Till
 from aigovtool.enclave.waiting import Waiter, WaitingQueue
 from aigovtool.errors import (
@@ -37,16 +35,14 @@ from aigovtool.errors import (
     MoreDeniedError,
     UnavailableError,
 )
-from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
-from aigovtool.wire.codec import Signed, open_signed, sign
+from aigovtool.ids import ConsumerId, LoanId, SessionId
+from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import (
-    MAX_SETTLEMENTS,
     Lease,
     MoreDecided,
     MoreWanted,
     Report,
     ReportAnswer,
-    Settlement,
     Want,
     Welcome,
 )
@@ -54,17 +50,8 @@ from aigovtool.wire.enrolment import RosterEntry, SessionStatement, Terms
 
 ASK_AGAIN_S = 0.1  # after an answer that brought no lease although credits are left
 LOOK_AGAIN_S = 0.25  # at a lease past half its time, to see whether it is in use by now
-SETTLE_AGAIN_S = 1.0  # after an answer that did not acknowledge a settlement
 EXHAUSTED_RETRY_AFTER_S = 5.0
 UNREACHABLE_RETRY_AFTER_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Unsettled:
-    """A signed settlement that is not known to be durable, and what it gives back."""
-
-    settlement: Signed
-    use: Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +87,23 @@ class Renewal:
         wake: Callable[[], None],
         now_s: float,
     ) -> None:
-        self._loan = loan
-        self._session = session
-        self._key = key
         self._custodian_key = custodian_key
         self._till = till
-        self._receipts = till.receipts
+        self._settlements = Settlements(loan=loan, session=session, key=key, receipts=till.receipts)
         self._wake = wake
         self._demand = Demand(now_s)
         self._number = 0
         self._sent: _Sent | None = None
-        self._unsettled: dict[LeaseId, _Unsettled] = {}
-        self._settle_again_s = -math.inf
         self._ask_again_s = -math.inf
         self._suspended = False  # the custodian is shutting down
-        self._consumer_left: dict[ConsumerId, int] = {}  # of those with a budget of their own
-        self._dry_consumers: set[ConsumerId] = set()  # of those: the custodian said 0 is left
         self._asked_for_more: set[ConsumerId] = set()
         self._more: list[MoreWanted] = []
         self._viewers: list[asyncio.Future[None]] = []
         self.meter = till.meter
+        self.standing = Standing(till.meter, self._settlements)
         self.queue = queue
         self.terms = terms
         self.connected = False
-        self.left = 0
-        self.leased_elsewhere = 0
         self.low_mark = 0
         self.statement = statement
         self._stated = self._read_statement(statement)
@@ -134,23 +113,6 @@ class Renewal:
     def nudge(self) -> None:
         """Say that live leases fell below `low_mark`."""
         self._wake()
-
-    def remaining(self, consumer: ConsumerId, now_s: float) -> int:
-        """
-        Estimate what *consumer* can still use: what the custodian last said is left, our live
-        leases, and what comes back from those that are closed and not yet settled.
-        """
-        back = [unsettled.use for unsettled in self._unsettled.values()]
-        of_loan = self.left + self.meter.credits(now_s) + sum(use.unused for use in back)
-        own = self._consumer_left.get(consumer)
-        if own is None:
-            return of_loan
-        own += sum(use.unused_caps.get(consumer, 0) for use in back)
-        return min(own + self.meter.usable(consumer, now_s), of_loan)
-
-    def has_own_budget(self, consumer: ConsumerId) -> bool:
-        """Return whether *consumer* has a budget of its own within the loan's."""
-        return consumer in self._consumer_left
 
     async def acquire(
         self,
@@ -176,12 +138,12 @@ class Renewal:
             UnavailableError: the custodian is not reached or does not answer, or too many wait.
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
-        self._settle(self.meter.close_expired(now_s))
+        self._settlements.add(self.meter.close_expired(now_s))
         waiter = Waiter(consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason)
         if not waiter.patient:
             if not self._leasing:
                 raise self._unreachable()
-            if self._is_dry(waiter) and not self._may_swap(waiter):
+            if self.standing.is_used_up(consumer) and not self._may_swap(waiter):
                 raise self._exhausted(waiter)
         self.queue.add(waiter)
         self._consider(waiter)
@@ -207,7 +169,7 @@ class Renewal:
                     self._viewers.append(seen)
                     self._wake()
                     await seen
-                    if self._dry or self.terms.lease_duration_s <= 0:
+                    if self.standing.loan_is_used_up or self.terms.lease_duration_s <= 0:
                         break  # there is no lease to be seen, or none that outlives its query
         return self.statement
 
@@ -215,15 +177,12 @@ class Renewal:
 
     def due(self, now_s: float) -> Report | None:
         """Return the report that must be sent now, if any; it then counts as sent."""
-        self._settle(self.meter.close_expired(now_s))
+        self._settlements.add(self.meter.close_expired(now_s))
         if self._sent is not None or not self.connected:
             return None
-        asked = [waiter for waiter in self.queue if not self._is_dry(waiter)]
+        asked = [one for one in self.queue if not self.standing.is_used_up(one.consumer)]
         want = self._want(asked, now_s)
-        settlements: tuple[Signed, ...] = ()
-        if now_s >= self._settle_again_s:
-            unsettled = islice(self._unsettled.values(), MAX_SETTLEMENTS)
-            settlements = tuple(one.settlement for one in unsettled)
+        settlements = self._settlements.due(now_s)
         if want is None and not settlements and not self._viewers:
             return None
         self._number += 1
@@ -242,7 +201,7 @@ class Renewal:
         if self._sent is None and self.connected:
             if self.meter.live(now_s):
                 times.append(max(self.meter.half_time_s(), now_s + LOOK_AGAIN_S))
-            times += [at for at in (self._ask_again_s, self._settle_again_s) if at > now_s]
+            times += [at for at in (self._ask_again_s, self._settlements.again_s) if at > now_s]
         return min(times)
 
     # --- events from the custodian ---------------------------------------------------------------
@@ -253,6 +212,8 @@ class Renewal:
         self._suspended = False
         self.terms = welcome.terms
         self.freed(welcome.left)
+        for waiter in self.queue:
+            self._consider(waiter)
 
     @property
     def unanswered(self) -> Report | None:
@@ -262,6 +223,7 @@ class Renewal:
     def lost(self) -> None:
         """The connection is gone: live leases serve on until they expire."""
         self.connected = False
+        self._asked_for_more.clear()  # who knows whether that arrived
         self._release_viewers()
 
     def answered(self, answer: ReportAnswer, now_s: float) -> None:
@@ -279,21 +241,19 @@ class Renewal:
         if stated.lease is not None or self._stated.lease not in self.meter.live(now_s):
             # a statement names the lease that came with it: one that is live is worth keeping
             self._stated, self.statement = stated, answer.statement
-        for lease in answer.settled:
-            self._unsettled.pop(lease, None)
-        self._settle_again_s = now_s + SETTLE_AGAIN_S if self._unsettled else -math.inf
-        self.left = answer.left
-        self.leased_elsewhere = answer.leased_elsewhere
-        for consumer, left in answer.consumer_left.items():
-            self._consumer_left[consumer] = left
-            (self._dry_consumers.discard if left else self._dry_consumers.add)(consumer)
+        self._settlements.acknowledged(answer.settled, now_s)
+        self.standing.heard(
+            left=answer.left,
+            leased_elsewhere=answer.leased_elsewhere,
+            consumer_left=answer.consumer_left,
+        )
         if answer.lease is not None:
             self._open(answer.lease, sent, now_s)
             self._asked_for_more.clear()
-        elif sent.report.want is not None and not self._dry:
+        elif sent.report.want is not None and not self.standing.loan_is_used_up:
             self._ask_again_s = now_s + ASK_AGAIN_S
-        self.low_mark = 0 if self._dry else self._demand.low_mark()
-        self._settle(self.meter.close_expired(now_s))  # a lease may come after its time
+        self.low_mark = 0 if self.standing.loan_is_used_up else self._demand.low_mark()
+        self._settlements.add(self.meter.close_expired(now_s))  # a lease may come after its time
         self.queue.serve(lambda consumer, cost: self._till.pay(consumer, cost, now_s))
         for waiter in self.queue:
             self._consider(waiter)
@@ -302,20 +262,15 @@ class Renewal:
 
     def freed(self, left: int) -> None:
         """There may be credits again."""
-        self.left = left
+        self.standing.freed(left)
         self._ask_again_s = -math.inf
-        self._dry_consumers.clear()  # it may be one of them for whom there is something
         if left:
             self._asked_for_more.clear()
         self._wake()
 
     def set_roster(self, roster: Iterable[RosterEntry]) -> None:
         """Consumers are now these; what is left of their own budgets is known anew."""
-        budgeted = {entry.consumer: entry.left or 0 for entry in roster if entry.budgeted}
-        self.meter.set_budgeted(frozenset(budgeted))
-        self._consumer_left = budgeted
-        self._dry_consumers = {consumer for consumer, left in budgeted.items() if not left}
-        self._asked_for_more -= {consumer for consumer, left in budgeted.items() if left}
+        self._asked_for_more -= self.standing.set_roster(roster)
         self._wake()
 
     def decided(self, decision: MoreDecided) -> None:
@@ -342,7 +297,7 @@ class Renewal:
 
     def give_back(self) -> None:
         """Close every lease and settle it."""
-        self._settle(self.meter.close_all())
+        self._settlements.add(self.meter.close_all())
         self._wake()
 
     def fail_waiting(self, error: Callable[[], AIGovToolError]) -> None:
@@ -353,18 +308,13 @@ class Renewal:
     @property
     def unsettled(self) -> bool:
         """Whether a settlement is not known to be durable."""
-        return bool(self._unsettled)
+        return bool(self._settlements)
 
     # --- decisions -------------------------------------------------------------------------------
 
     @property
     def _leasing(self) -> bool:
         return self.connected and not self._suspended
-
-    @property
-    def _dry(self) -> bool:
-        """Whether the loan has nothing left, nor anything that comes back from us (Rule 5)."""
-        return self.left == 0 and not any(one.use.unused for one in self._unsettled.values())
 
     def _open(self, lease: Lease, sent: _Sent, now_s: float) -> None:
         """Open a lease. One of duration 0 serves those that asked for it, in this very step."""
@@ -378,14 +328,14 @@ class Renewal:
                 only=frozenset(sent.asked),
             )
         finally:
-            self._settle([self.meter.close(lease.lease)])
+            self._settlements.add([self.meter.close(lease.lease)])
 
     def _want(self, asked: Sequence[Waiter], now_s: float) -> Want | None:
         if now_s < self._ask_again_s or not self._leasing:
             return None
         recent = self.meter.recent
         live = self.meter.live(now_s)
-        in_use = bool(live and recent) and not self._dry
+        in_use = bool(live and recent) and not self.standing.loan_is_used_up
         renew = in_use and now_s >= self.meter.half_time_s()
         low = in_use and self.meter.left < self.low_mark
         viewed = bool(self._viewers) and not live
@@ -399,17 +349,16 @@ class Renewal:
         else:
             rate_share = self._demand.credits_for(self.terms.lease_duration_s) - self.meter.left
             credits = max(waiting + 1, rate_share)
-        by_consumer = {
-            consumer: cost for consumer, cost in recent.items() if consumer in self._consumer_left
-        }
+        own = self.standing.has_own_budget
+        by_consumer = {consumer: cost for consumer, cost in recent.items() if own(consumer)}
         for waiter in asked:
-            if waiter.consumer in self._consumer_left:
+            if own(waiter.consumer):
                 by_consumer[waiter.consumer] = by_consumer.get(waiter.consumer, 0) + waiter.cost
         return Want(credits=max(credits, sum(by_consumer.values())), by_consumer=by_consumer)
 
     def _consider(self, waiter: Waiter) -> None:
         """Decide what a waiter for whom there is nothing does: swap, ask a person, or give up."""
-        if not self._is_dry(waiter):
+        if not self.standing.is_used_up(waiter.consumer):
             return
         if self._may_swap(waiter):
             waiter.swapped = True
@@ -423,14 +372,6 @@ class Renewal:
                 MoreWanted(consumer=waiter.consumer, credits=wanted, reason=waiter.reason)
             )
 
-    def _is_dry(self, waiter: Waiter) -> bool:
-        return self._dry or self._has_used_up_its_own(waiter.consumer)
-
-    def _has_used_up_its_own(self, consumer: ConsumerId) -> bool:
-        return consumer in self._dry_consumers and not any(
-            one.use.unused_caps.get(consumer) for one in self._unsettled.values()
-        )
-
     def _may_swap(self, waiter: Waiter) -> bool:
         """
         Whether our own leases hold what this waiter needs, set apart for others: the custodian can
@@ -439,23 +380,9 @@ class Renewal:
         return (
             self._leasing
             and not waiter.swapped
-            and not self._has_used_up_its_own(waiter.consumer)
+            and not self.standing.own_is_used_up(waiter.consumer)
             and self.meter.left >= waiter.cost
         )
-
-    def _settle(self, uses: Iterable[Use]) -> None:
-        for use in uses:
-            settlement = Settlement(
-                loan=self._loan,
-                session=self._session,
-                lease=use.lease,
-                used=use.used,
-                by_consumer=use.by_consumer,
-                receipts=self._receipts.count,
-                receipt_chain=self._receipts.chain,
-            )
-            signed = sign(settlement, self._key, Label.SETTLEMENT)
-            self._unsettled[use.lease] = _Unsettled(signed, use)
 
     def _read_statement(self, statement: Signed) -> SessionStatement:
         return open_signed(
@@ -474,11 +401,11 @@ class Renewal:
     def _exhausted(self, waiter: Waiter) -> BudgetExhaustedError:
         return BudgetExhaustedError(
             "your own budget is used up"
-            if self._has_used_up_its_own(waiter.consumer)
+            if self.standing.own_is_used_up(waiter.consumer)
             else "the loan's budget is used up",
             retry_after_s=(
                 self.terms.lease_duration_s
-                if self.leased_elsewhere and self.terms.lease_duration_s > 0
+                if self.standing.leased_elsewhere and self.terms.lease_duration_s > 0
                 else EXHAUSTED_RETRY_AFTER_S
             ),
             mend="ask for more with `Prefer: wait=N`, and the custodian will be asked",
@@ -494,7 +421,7 @@ class Renewal:
     def _out_of_time(self, waiter: Waiter) -> AIGovToolError:
         if not self._leasing:
             return self._unreachable()
-        if self._is_dry(waiter):
+        if self.standing.is_used_up(waiter.consumer):
             return self._exhausted(waiter)
         return UnavailableError(
             "the custodian gave no lease in time",

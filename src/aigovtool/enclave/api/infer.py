@@ -169,7 +169,7 @@ class Infer:
         return 0.0 if found is None else min(float(found[1]), self._limits.max_patience_s)
 
     def _remaining(self, session: Session, consumer: ConsumerId) -> Header:
-        remaining = session.renewal.remaining(consumer, self._clock.monotonic_s())
+        remaining = session.renewal.standing.remaining(consumer, self._clock.monotonic_s())
         return _REMAINING, b"%d" % remaining
 
 

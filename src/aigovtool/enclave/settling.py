@@ -1,0 +1,79 @@
+"""
+Settlements: signed when a lease is closed, kept and repeated until the custodian has them (I3).
+
+Rule 1: a lease is closed before its settlement is signed; what is signed is final.
+Rule 2: a settlement is sent again until the custodian says that it is durable, and never altered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from aigovtool.crypto.labels import Label
+from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave.meter import Use
+from aigovtool.enclave.receipts import Receipts
+from aigovtool.ids import LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Signed, sign
+from aigovtool.wire.control import MAX_SETTLEMENTS, Settlement
+
+AGAIN_S = 1.0  # after an answer that did not acknowledge all
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    settlement: Signed
+    use: Use
+
+
+class Settlements:
+    """The settlements of one session that are not known to be durable."""
+
+    __slots__ = ("_key", "_loan", "_receipts", "_session", "_unsettled", "again_s")
+
+    def __init__(
+        self, *, loan: LoanId, session: SessionId, key: SigningKey, receipts: Receipts
+    ) -> None:
+        self._loan = loan
+        self._session = session
+        self._key = key
+        self._receipts = receipts
+        self._unsettled: dict[LeaseId, _Unsettled] = {}
+        self.again_s = -math.inf
+
+    def __bool__(self) -> bool:
+        return bool(self._unsettled)
+
+    def add(self, uses: Iterable[Use]) -> None:
+        """Settle leases that were closed."""
+        for use in uses:
+            settlement = Settlement(
+                loan=self._loan,
+                session=self._session,
+                lease=use.lease,
+                used=use.used,
+                by_consumer=use.by_consumer,
+                receipts=self._receipts.count,
+                receipt_chain=self._receipts.chain,
+            )
+            signed = sign(settlement, self._key, Label.SETTLEMENT)
+            self._unsettled[use.lease] = _Unsettled(signed, use)
+
+    def due(self, now_s: float) -> tuple[Signed, ...]:
+        """Return what the next report must carry, the oldest first."""
+        if now_s < self.again_s:
+            return ()
+        return tuple(one.settlement for one in islice(self._unsettled.values(), MAX_SETTLEMENTS))
+
+    def acknowledged(self, leases: Iterable[LeaseId], now_s: float) -> None:
+        """The custodian has these; what it has not acknowledged is sent again, a little later."""
+        for lease in leases:
+            self._unsettled.pop(lease, None)
+        self.again_s = now_s + AGAIN_S if self._unsettled else -math.inf
+
+    def uses(self) -> Iterator[Use]:
+        """Yield what comes back to the custodian once these are durable."""
+        return (one.use for one in self._unsettled.values())
