@@ -590,6 +590,7 @@ def test_only_our_errors_leave_a_parser(parse: object, data: bytes) -> None:
         (layout.parse_public, SoftTpm("ecdsa").public_area()),
         (layout.parse_signature, SoftTpm("ecdsa").sign(b"")),
     ],
+    ids=["quote", "public-rsa", "signature-rsa", "public-ecdsa", "signature-ecdsa"],
 )
 def test_a_structure_cut_short_or_with_a_tail_is_malformed(parse: object, body: bytes) -> None:
     parse(body)
