@@ -236,6 +236,23 @@ async def test_an_answer_after_its_leases_time_serves_nobody_and_is_settled() ->
     assert (await query).charge.lease == "lease2"
 
 
+async def test_a_request_for_more_is_made_again_after_a_lost_connection() -> None:
+    ledger = Ledger(0)
+    renewal, _ = make(ledger)
+    renewal.welcomed(ledger.welcome())
+    waiting = asyncio.create_task(
+        renewal.acquire(ALICE, 1, now_s=0.0, lease_wait_s=60, patience_s=60, reason="why")
+    )
+    await asyncio.sleep(0)
+    assert [one.consumer for one in renewal.more_due()] == [ALICE]
+    assert renewal.more_due() == []
+    renewal.lost()
+    renewal.welcomed(ledger.welcome())
+    assert [one.reason for one in renewal.more_due()] == ["why"]
+    waiting.cancel()
+    await asyncio.wait({waiting})
+
+
 async def test_roster_and_cap_of_a_waiting_consumer() -> None:
     ledger = Ledger(10)
     renewal, till = make(ledger)
