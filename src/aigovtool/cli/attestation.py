@@ -13,12 +13,13 @@ from rich.table import Table
 
 from aigovtool.attestation.appraise import AttestationResult, appraise
 from aigovtool.attestation.claims import Claims
-from aigovtool.attestation.evidence import Endorsements, Tee
+from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.kinds import KINDS, appraise_claims, tee_named
 from aigovtool.attestation.policy import Policy, parse_policy, write_policy
 from aigovtool.attestation.strict import strict_policy
 from aigovtool.attestation.verify import verify as verify_evidence
 from aigovtool.cli.attestation_bundle import bundle
+from aigovtool.cli.attestation_ear import EarOrder, ear, ear_options
 from aigovtool.cli.claims_text import claims_as_rows, jsonable
 from aigovtool.cli.evidence_files import read_endorsements, read_evidence, read_file
 from aigovtool.cli.output import (
@@ -32,7 +33,7 @@ from aigovtool.cli.output import (
     talk,
     warn_simulated,
 )
-from aigovtool.errors import AIGovToolError, RefusedError, VerificationError
+from aigovtool.errors import AIGovToolError, AppraisalError, VerificationError
 
 _NAME_COLUMNS = 32
 _TABLE_COLUMNS = 200  # where nobody looks at a terminal
@@ -74,6 +75,7 @@ def attestation() -> None:
 
 
 attestation.add_command(bundle)
+attestation.add_command(ear)
 
 
 @attestation.command()
@@ -89,6 +91,7 @@ attestation.add_command(bundle)
 @_time_option
 @json_option
 @exits
+@ear_options
 def verify(
     *,
     tee: Tee,
@@ -96,24 +99,32 @@ def verify(
     endorsements_path: Path | None,
     policy_path: Path | None,
     now: datetime | None,
+    ear: EarOrder | None,
     as_json: bool,
 ) -> None:
     """Is this evidence genuine, and does the policy accept it?
 
     What the evidence is bound to (nonce, keys) is not judged here: its report data is printed.
     """
-    policy = _policy(policy_path, tee)
+    now = now or datetime.now(UTC)
+    policy = _policy_text(policy_path, tee)
+    rules = parse_policy(policy)
     if tee is Tee.SIMULATED:
         warn_simulated()
+    evidence, endorsements = _read(tee, evidence_path, endorsements_path)
     claims: Claims | None = None
     try:
-        claims = _verify(tee, evidence_path, endorsements_path, now)
-        accepted = appraise(claims, policy)
-    except (VerificationError, RefusedError) as error:
+        claims = verify_evidence(evidence, endorsements, now=now)
+        accepted = appraise(claims, rules)
+    except (VerificationError, AppraisalError) as error:
+        if ear is not None:
+            ear.write(error, evidence=evidence, policy=policy, now=now)
         if as_json:
             print_json(_refusal(error, claims))
             sys.exit(REFUSED)
         fail(error, as_json=False)
+    if ear is not None:
+        ear.write(accepted, evidence=evidence, policy=policy, now=now)
     if as_json:
         print_json(_acceptance(accepted))
     else:
@@ -195,7 +206,7 @@ def diff(
     as_json: bool,
 ) -> None:
     """Hold genuine evidence against every alternative of a policy, rule by rule."""
-    policy = _policy(policy_path, tee)
+    policy = parse_policy(read_file(policy_path))
     claims = _verify(tee, evidence_path, endorsements_path, now)
     differences = {
         position: appraise_claims(claims, alternative)
@@ -268,24 +279,29 @@ def import_(manifest: Path) -> None:
     )
 
 
-def _policy(path: Path | None, tee: Tee) -> Policy:
-    if path is None:
-        return Policy(accept=(strict_policy(tee),), custodian=None)
-    return parse_policy(read_file(path))
+def _policy_text(path: Path | None, tee: Tee) -> bytes:
+    """Return the file's own bytes, or the strict policy as it would be written."""
+    if path is not None:
+        return read_file(path)
+    return write_policy(Policy(accept=(strict_policy(tee),), custodian=None)).encode()
 
 
 def _verify(
     tee: Tee, evidence_path: Path, endorsements_path: Path | None, now: datetime | None
 ) -> Claims:
+    evidence, endorsements = _read(tee, evidence_path, endorsements_path)
+    return verify_evidence(evidence, endorsements, now=now or datetime.now(UTC))
+
+
+def _read(
+    tee: Tee, evidence_path: Path, endorsements_path: Path | None
+) -> tuple[Evidence, Endorsements]:
     evidence = read_evidence(tee, evidence_path)
     if endorsements_path is None and evidence_path.is_dir():
         endorsements_path = evidence_path
-    endorsements = (
-        Endorsements(tee=tee)
-        if endorsements_path is None
-        else read_endorsements(tee, endorsements_path)
-    )
-    return verify_evidence(evidence, endorsements, now=now or datetime.now(UTC))
+    if endorsements_path is None:
+        return evidence, Endorsements(tee=tee)
+    return evidence, read_endorsements(tee, endorsements_path)
 
 
 def _refusal(error: AIGovToolError, claims: Claims | None) -> dict[str, object]:
