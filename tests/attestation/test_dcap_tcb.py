@@ -302,6 +302,7 @@ class TestSecondVerifier:
             status=status,
             platform_status=status,
             tcb_date=None,
+            superseded=None,
             module_status=None,
             qe_status=TcbStatus.UP_TO_DATE,
             advisories=(),

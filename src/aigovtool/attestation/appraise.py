@@ -20,8 +20,9 @@ from aigovtool.attestation.dcap.claims import PlatformClaims, SgxClaims, TdxClai
 from aigovtool.attestation.dcap.policy import (
     PlatformRules,
     SgxPolicy,
+    TcbGrace,
     TdRules,
-    tcb_grace_ends,
+    tcb_grace,
 )
 from aigovtool.attestation.evidence import Tee
 from aigovtool.attestation.kinds import appraise_claims, tee_named, tee_of
@@ -48,6 +49,7 @@ class AttestationResult:
         valid_until: when the endorsements that this rests on expire; None when they do not.
         alternative: position in the policy of the alternative that accepted it.
         claims: all that was verified.
+        grace: what the acceptance rests on when the platform is out of date; None otherwise.
     """
 
     tee: Tee
@@ -60,6 +62,7 @@ class AttestationResult:
     valid_until: datetime | None
     alternative: int
     claims: Claims
+    grace: TcbGrace | None = None
 
 
 def appraise(claims: Claims, policy: Policy) -> AttestationResult:
@@ -128,14 +131,15 @@ def _rules_of(alternative: Alternative) -> Alternative:
 def _result(claims: Claims, alternative: Alternative, position: int, tee: Tee) -> AttestationResult:
     warnings = [*_what_is_trusted(claims), *_what_is_free(_rules_of(alternative))]
     valid_until: datetime | None = None
+    grace: TcbGrace | None = None
     platform, rules = platform_of(claims), _rules_of(alternative)
     if platform is not None and isinstance(rules, PlatformRules):
         valid_until = platform.valid_until
-        grace_ends = tcb_grace_ends(platform, rules)
-        if grace_ends is not None:
-            valid_until = min(valid_until, grace_ends)
+        grace = tcb_grace(platform, rules)
+        if grace is not None:
+            valid_until = min(valid_until, grace.ends)
             warnings.append(
-                f"TCB status {platform.tcb_status}, accepted until {grace_ends.date()} by grace"
+                f"TCB status {platform.tcb_status}, accepted until {grace.ends.date()} by grace"
             )
     return AttestationResult(
         tee=tee,
@@ -148,6 +152,7 @@ def _result(claims: Claims, alternative: Alternative, position: int, tee: Tee) -
         valid_until=valid_until,
         alternative=position,
         claims=claims,
+        grace=grace,
     )
 
 

@@ -26,6 +26,7 @@ class PlatformClaims:
     Args:
         tcb_status: of the whole; a function of *judged_at* and *tcb_evaluation_number*.
         tcb_date: date of the TCB level reached; None below every level.
+        superseded: date of the first better TCB level that is younger, else `tcb_date`.
         tdx_module_status: None for SGX, and for modules without an identity of their own.
         qe_status: of the quoting enclave.
         advisories: Intel's advisories that apply, such as ``INTEL-SA-00615``.
@@ -48,6 +49,7 @@ class PlatformClaims:
 
     tcb_status: TcbStatus
     tcb_date: datetime | None
+    superseded: datetime | None
     tdx_module_status: TcbStatus | None
     qe_status: TcbStatus
     advisories: tuple[str, ...]

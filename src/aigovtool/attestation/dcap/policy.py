@@ -12,6 +12,7 @@ for the grace period: Intel TEE Attestation Appraisal, `platform_grace_period`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
@@ -339,6 +340,40 @@ def appraise_platform(platform: PlatformClaims, rules: PlatformRules) -> list[Re
                 )
             )
     return reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcbGrace:
+    """
+    On what an acceptance by grace rests.
+
+    Args:
+        status: of the platform, which the policy would not accept without grace.
+        expected: what it would accept.
+        short: what is below Intel's best level, a sentence for each component.
+        since: when the platform became out of date, as Intel's TCB info dates it.
+        ends: when the grace period is over.
+    """
+
+    status: TcbStatus
+    expected: tuple[TcbStatus, ...]
+    short: tuple[str, ...]
+    since: datetime
+    ends: datetime
+
+
+def tcb_grace(platform: PlatformClaims, rules: PlatformRules) -> TcbGrace | None:
+    """Return the grace on which the acceptance of *platform* rests; None when it needs none."""
+    ends = tcb_grace_ends(platform, rules)
+    if ends is None or platform.superseded is None:
+        return None
+    return TcbGrace(
+        status=platform.tcb_status,
+        expected=rules.tcb_statuses,
+        short=platform.short,
+        since=platform.superseded,
+        ends=ends,
+    )
 
 
 def tcb_grace_ends(platform: PlatformClaims, rules: PlatformRules) -> datetime | None:

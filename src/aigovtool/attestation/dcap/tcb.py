@@ -22,6 +22,7 @@ from itertools import chain
 from aigovtool.attestation.dcap.collateral import (
     Component,
     IdentityLevel,
+    PlatformLevel,
     PlatformTcb,
     QeIdentity,
     TcbInfo,
@@ -78,6 +79,8 @@ class TcbVerdict:
         status: of the whole.
         platform_status: of the level alone, without module and quoting enclave.
         tcb_date: date of the level, or None when none is reached.
+        superseded: date of the first better level that is younger; that of the level itself when
+            there is none, None when no level is reached.
         module_status: of the TDX module by its own identity, None when it has none.
         qe_status: of the quoting enclave.
         advisories: of level, module and quoting enclave, in order, each once.
@@ -87,6 +90,7 @@ class TcbVerdict:
     status: TcbStatus
     platform_status: TcbStatus
     tcb_date: datetime | None
+    superseded: datetime | None
     module_status: TcbStatus | None
     qe_status: TcbStatus
     advisories: tuple[str, ...]
@@ -115,6 +119,7 @@ def judge_tcb(info: TcbInfo, qe_level: IdentityLevel, svns: PlatformSvns) -> Tcb
         status=advised,
         platform_status=verdict.platform_status,
         tcb_date=verdict.tcb_date,
+        superseded=verdict.superseded,
         module_status=verdict.module_status,
         qe_status=verdict.qe_status,
         advisories=verdict.advisories,
@@ -157,11 +162,18 @@ def _judge_at(
         status=status,
         platform_status=platform,
         tcb_date=level.tcb_date if level else None,
+        superseded=_superseded(info.tcb_levels, level) if level else None,
         module_status=module_status,
         qe_status=qe_status,
         advisories=tuple(dict.fromkeys(chain.from_iterable(advisories))),
         short=short,
     )
+
+
+def _superseded(levels: Sequence[PlatformLevel], reached: PlatformLevel) -> datetime:
+    better = levels[: levels.index(reached)]
+    younger = [level.tcb_date for level in better if level.tcb_date > reached.tcb_date]
+    return min(younger, default=reached.tcb_date)
 
 
 def _short_of(

@@ -137,6 +137,7 @@ def _verify(
     platform = PlatformClaims(
         tcb_status=verdict.status,
         tcb_date=verdict.tcb_date,
+        superseded=verdict.superseded,
         tdx_module_status=verdict.module_status,
         qe_status=verdict.qe_status,
         advisories=verdict.advisories,
