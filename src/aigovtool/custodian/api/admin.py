@@ -57,7 +57,7 @@ class AdminDoor:
     async def supply_inferences(self, request: Request) -> Response:
         form = await _form(request)
         text = form.get("number_inferences", "")
-        if not text.isdecimal() or len(text) > 16:
+        if not _is_number(text) or len(text) > 16:
             raise MalformedError(
                 "number_inferences is not a number",
                 expected="a whole number",
@@ -565,9 +565,13 @@ def _chosen(tx: Reading, wanted: str | None) -> list[Loan]:
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal() or len(text) > 18:
+    if not _is_number(text) or len(text) > 18:
         raise MalformedError("not the number of an event", came=ascii(text[:20]))
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()  # other scripts have decimals, too
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -51,7 +51,7 @@ def parse_range(text: str | None, size: int) -> Span | None:
     else:
         start = int(match[1])
         end = int(match[2]) + 1 if match[2] else size
-        if end <= start:
+        if match[2] and end <= start:
             return None
         span = Span(start, min(end, size))
     if span.start >= span.end:

@@ -144,6 +144,6 @@ def positive(text: str, what: str, *, default: int, most: int) -> int:
     """Read a number of a query string; raises MalformedError out of 1 to *most*."""
     if not text:
         return default
-    if not text.isdecimal() or not 1 <= int(text[:20]) <= most:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= most:
         raise MalformedError(f"{what} is not a number of 1 to {most}", came=ascii(text[:20]))
     return int(text)
