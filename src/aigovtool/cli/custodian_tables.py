@@ -185,7 +185,9 @@ def _detail(event: views.EventView) -> str:
         return "; ".join(
             f"{reason.get('code')}: {reason.get('message')}" for reason in event.detail["reasons"]
         )
-    return ", ".join(f"{name}={value}" for name, value in event.detail.items() if value)
+    # the token is long, and says the same: `session ear` and --json give it
+    shown = {name: value for name, value in event.detail.items() if value and name != "ear"}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def consumption(found: Sequence[views.ConsumptionView]) -> RenderableType:

@@ -71,7 +71,13 @@ class Admission:
         self._ledger = ledger
 
     def admit(
-        self, loan_id: LoanId, request: EnrolRequest, result: AttestationResult, context: bytes
+        self,
+        loan_id: LoanId,
+        request: EnrolRequest,
+        result: AttestationResult,
+        context: bytes,
+        *,
+        ear: str = "",
     ) -> ReleasePermit:
         """
         Open a session and permit the release of the loan's model to it.
@@ -79,6 +85,7 @@ class Admission:
         Args:
             result: of the appraisal of the request's evidence.
             context: the report data that the evidence commits to.
+            ear: the token that says *result*, for the event; empty when there is none.
 
         Raises:
             LoanNotActiveError: the loan is not (or no longer) active.
@@ -119,6 +126,7 @@ class Admission:
                 advisories=result.advisories,
                 warnings=result.warnings,
                 alternative=result.alternative,
+                ear=ear,
             )
             entry.event(
                 "key.released",

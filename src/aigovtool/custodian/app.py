@@ -39,6 +39,7 @@ from aigovtool.custodian.store.sqlite import SqliteStore
 from aigovtool.custodian.tokens import ADMIN, hash_token, new_token
 from aigovtool.custodian.upload import Uploads
 from aigovtool.custodian.vault import Vault
+from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.errors import ConfigurationError, ConflictError
 
 POOL_THREADS = 4  # appraisals and the admin API; reports have a thread of their own
@@ -252,6 +253,7 @@ def _build(
             admission=Admission(ledger=ledger),
             release=Releasing(ledger=ledger, vault=keeper, key=key).release,
             judge=judge,
+            verdicts=Verdicts(key=key),
             custodian_key=key.public_key,
         ),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),

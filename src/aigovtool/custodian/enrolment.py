@@ -9,26 +9,22 @@ Enrolment: challenge, appraise, record, release.
 5. There is room for the session. Its row, and the events that say why, become durable.
 6. Only then is the content key sealed to the attested key.
 
-A refusal at 3 or 4 is an event with every reason; the enclave gets the same reasons.
+A refusal at 3 or 4 is an event with every reason; the enclave gets the same reasons. The event of
+an appraisal, of a refusal too, holds the verdict as a signed token (`verdicts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Protocol, TypeVar
+from collections.abc import Callable
 
 from aigovtool.attestation.appraise import AttestationResult
-from aigovtool.attestation.binding import EnclaveKeys, report_data
-from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
-from aigovtool.attestation.policy import Policy, parse_policy
-from aigovtool.crypto.hpke import PUBLIC_KEY_BYTES as HPKE_KEY_BYTES
-from aigovtool.crypto.signing import PUBLIC_KEY_BYTES as SIGNING_KEY_BYTES
 from aigovtool.custodian.admission import Admission, ReleasePermit, check_active
+from aigovtool.custodian.appraisal import Appraiser, reasons_of
 from aigovtool.custodian.challenges import CHALLENGE_LIFE_S, Challenges
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.records import Loan
 from aigovtool.custodian.tokens import hash_token
+from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.errors import (
     AIGovToolError,
     AppraisalError,
@@ -37,25 +33,7 @@ from aigovtool.errors import (
     UnauthenticatedError,
     VerificationError,
 )
-from aigovtool.ids import DIGEST_BYTES
-from aigovtool.wire.enrolment import Challenge, ChallengeRequest, Documents, EnrolRequest, Release
-
-T = TypeVar("T")
-
-
-class Judge(Protocol):
-    """`attestation.verify.judge`, and in tests what stands for it."""
-
-    def __call__(
-        self,
-        evidence: Evidence,
-        endorsements: Endorsements,
-        policy: Policy,
-        *,
-        expected_report_data: bytes,
-        now: datetime,
-    ) -> AttestationResult: ...
-
+from aigovtool.wire.enrolment import Challenge, ChallengeRequest, EnrolRequest, Release
 
 class Enrolment:
     """Leads an enclave from its ticket to its release."""
@@ -68,6 +46,7 @@ class Enrolment:
         admission: Admission,
         release: Callable[[ReleasePermit], Release],
         judge: Judge,
+        verdicts: Verdicts,
         custodian_key: bytes,
     ) -> None:
         self._ledger = ledger
@@ -75,6 +54,7 @@ class Enrolment:
         self._admission = admission
         self._release = release
         self._judge = judge
+        self._verdicts = verdicts
         self._custodian_key = custodian_key
 
     def loan_of_ticket(self, token: str) -> Loan:
@@ -116,11 +96,15 @@ class Enrolment:
         loan = self._named(token, request)
         check_active(loan, self._ledger.clock.now())
         try:
-            context, result = self._appraise(loan, request)
-        except (MalformedError, VerificationError, AppraisalError) as error:
+            context = self._context(loan, request)
+            verdict, ear = self._appraise(loan, request, context)
+        except (MalformedError, VerificationError) as error:
             self._note_refusal(loan, request, error)
             raise
-        permit = self._admission.admit(loan.loan, request, result, context)
+        if not isinstance(verdict, AttestationResult):
+            self._note_refusal(loan, request, verdict, ear=ear)
+            raise verdict
+        permit = self._admission.admit(loan.loan, request, verdict, context, ear=ear)
         return self._release(permit)
 
     def _named(self, token: str, request: ChallengeRequest | EnrolRequest) -> Loan:
@@ -133,46 +117,20 @@ class Enrolment:
             )
         return loan
 
-    def _appraise(self, loan: Loan, request: EnrolRequest) -> tuple[bytes, AttestationResult]:
+    def _context(self, loan: Loan, request: EnrolRequest) -> bytes:
+        """Use up the nonce; return the report data that the evidence must commit to."""
         self._challenges.redeem(loan.loan, request.nonce)
-        keys = request.keys
-        for what, value, size in (
-            ("TLS key digest", keys.tls_spki_sha256, DIGEST_BYTES),
-            ("signing key", keys.signing_key, SIGNING_KEY_BYTES),
-            ("HPKE key", keys.hpke_key, HPKE_KEY_BYTES),
-        ):
-            if len(value) != size:
-                raise MalformedError(
-                    f"{what} of a wrong length",
-                    code="enrolment.keys",
-                    expected=f"{size} bytes",
-                    came=f"{len(value)} bytes",
-                )
-        context = report_data(
+        return self._appraiser.appraise(
+            loan.loan,
             nonce=request.nonce,
-            keys=EnclaveKeys(
-                tls_spki_sha256=keys.tls_spki_sha256,
-                signing_key=keys.signing_key,
-                hpke_key=keys.hpke_key,
-            ),
-            custodian_key=self._custodian_key,
-            loan_id=loan.loan,
+            keys=request.keys,
+            evidence=request.evidence,
+            endorsements=request.endorsements,
         )
-        with self._ledger.read() as tx:
-            policy = parse_policy(tx.loan_policy(loan.loan).encode())
-        result = self._judge(
-            _read(request.evidence, lambda tee, documents: Evidence(tee=tee, documents=documents)),
-            _read(
-                request.endorsements,
-                lambda tee, documents: Endorsements(tee=tee, documents=documents),
-            ),
-            policy,
-            expected_report_data=context,
-            now=self._ledger.clock.now(),
-        )
-        return context, result
 
-    def _note_refusal(self, loan: Loan, request: EnrolRequest, error: AIGovToolError) -> None:
+    def _note_refusal(
+        self, loan: Loan, request: EnrolRequest, error: AIGovToolError, *, ear: str = ""
+    ) -> None:
         with self._ledger.write() as entry:
             entry.event(
                 "appraisal.refused",
@@ -180,27 +138,5 @@ class Enrolment:
                 loan=loan.loan,
                 tee=request.evidence.tee[:40],
                 verdict=error.code,
-                reasons=[
-                    {
-                        "code": reason.code,
-                        "message": reason.message,
-                        "expected": reason.expected,
-                        "came": reason.came,
-                        "mend": reason.mend,
-                    }
-                    for reason in error.reasons
-                ],
+                reasons=reasons_of(error),
             )
-
-
-def _read(documents: Documents, make: Callable[[Tee, Mapping[str, bytes]], T]) -> T:
-    try:
-        tee = Tee(documents.tee)
-    except ValueError:
-        raise MalformedError(
-            "a kind of TEE that this program does not know",
-            code="evidence.tee",
-            expected=" or ".join(Tee),
-            came=ascii(documents.tee[:40]),
-        ) from None
-    return make(tee, documents.documents)
