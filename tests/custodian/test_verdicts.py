@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from starlette.testclient import TestClient
 
 from aigovtool.attestation.ear.ar4si import Tier
 from aigovtool.attestation.ear.claims import Ear, evidence_digest, policy_id
 from aigovtool.attestation.ear.token import verify_ear
 from aigovtool.attestation.evidence import Evidence, Tee
 from aigovtool.crypto.signing import SigningKey
+from aigovtool.custodian.api.admin import admin_app
 from aigovtool.custodian.verdicts import LIFE, Verdicts
 from aigovtool.errors import AppraisalError, MalformedError, Reason, VerificationError
 from aigovtool.wire.enrolment import ChallengeRequest, Documents, EnrolRequest
@@ -103,6 +105,25 @@ def test_what_was_not_appraised_has_no_token(made: House) -> None:
             made.ticket.token, msgspec.structs.replace(request, evidence=unreadable)
         )
     assert event(made, "appraisal.refused")["ear"] == ""
+
+
+def test_the_operator_gets_a_sessions_token_to_hand_on(made: House) -> None:
+    app = admin_app(made.app, names=frozenset({"localhost"}), enclave_address="127.0.0.1:7000")
+    token = {"Authorization": f"Bearer {made.admin_token}"}
+    admin = TestClient(app, base_url="http://localhost", headers=token)
+    release = made.app.enrolment.enrol(made.ticket.token, ask(made))
+    other = made.app.enrolment.enrol(made.ticket.token, ask(made))
+
+    answer = admin.get(f"/api/v1/sessions/{release.session}/ear")
+
+    with made.app.ledger.read() as tx:
+        events = [one for one in tx.events_after(0, None, 10_000) if one.session == release.session]
+    (appraisal,) = (one for one in events if one.kind == "appraisal.accepted")
+    assert answer.json()["ear"] == msgspec.json.decode(appraisal.detail)["ear"]
+    assert answer.json()["session"] == release.session
+    assert read(made, answer.json()).appraisal.verdict.accepted
+    assert admin.get(f"/api/v1/sessions/{other.session}/ear").json()["ear"] != answer.json()["ear"]
+    assert admin.get("/api/v1/sessions/session_none/ear").status_code == 404
 
 
 @pytest.mark.parametrize("length", [1, 300 << 10])

@@ -774,6 +774,23 @@ def session_list(loan: str | None, remote: Remote, as_json: bool) -> None:
     _show(found, lambda: tables.sessions(found), as_json=as_json)
 
 
+@session.command("ear")
+@click.argument("session")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Instead of stdout.")
+@_remote
+@json_option
+@exits
+def session_ear(session: str, out: Path | None, remote: Remote, as_json: bool) -> None:
+    """Print what a session's evidence came to, as a signed token (EAR, JWT) to hand on.
+
+    `aigovtool attestation ear verify` checks it, with the custodian's public key.
+    """
+    from aigovtool.custodian.api import views
+
+    found = remote.client().get(f"{V1}/sessions/{session}/ear", views.EarView)
+    _hand_out(found, found.ear + "\n", out, as_json=as_json, mode=0o644)
+
+
 # --- requests for more --------------------------------------------------------------------------
 
 

@@ -26,11 +26,11 @@ from aigovtool.custodian.api.http import json_response, make_app, off_loop, posi
 from aigovtool.custodian.api.openapi import Operation, describe
 from aigovtool.custodian.app import App
 from aigovtool.custodian.documents import manifest_text, ticket_text
-from aigovtool.custodian.ledger import loan_of, only_loan
+from aigovtool.custodian.ledger import loan_of, only_loan, session_of
 from aigovtool.custodian.records import Loan, RequestId, RequestState
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import MalformedError
-from aigovtool.ids import ConsumerId, LeaseId, LoanId
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import decode
 
 MAX_BODY_BYTES = 2 << 20  # a policy file
@@ -119,6 +119,14 @@ class AdminDoor:
     async def sessions(self, request: Request) -> Response:
         return await self._of_loans(
             request, lambda tx, loan, rows: map(views.session_view, tx.sessions_of_loan(loan, rows))
+        )
+
+    async def session_ear(self, request: Request) -> Response:
+        session = SessionId(request.path_params["session"])
+        return await self._read(
+            lambda tx, _: views.ear_view(
+                session_of(tx, session), tx.last_appraisal_of_session(session)
+            )
         )
 
     async def leases(self, request: Request) -> Response:
@@ -458,6 +466,12 @@ def operations_of(door: AdminDoor) -> list[Operation]:
         _get(f"{v1}/grants", "List grants", door.grants, list[views.GrantView], listing),
         _post(f"{v1}/grants", "Add credits", door.create_grant, views.NewGrant, views.LoanView),
         _get(f"{v1}/sessions", "List sessions", door.sessions, list[views.SessionView], listing),
+        _get(
+            f"{v1}/sessions/{{session}}/ear",
+            "What a session's newest evidence came to, as a signed token",
+            door.session_ear,
+            views.EarView,
+        ),
         _get(f"{v1}/leases", "List leases", door.leases, list[views.LeaseView], listing),
         _post(
             f"{v1}/leases/{{lease}}/refund",

@@ -28,6 +28,7 @@ from aigovtool.custodian.records import (
     Session,
 )
 from aigovtool.custodian.store.base import Reading
+from aigovtool.errors import NotFoundError
 from aigovtool.wire.codec import Message
 
 Reason = Annotated[str, Meta(max_length=500)]
@@ -120,6 +121,19 @@ class SessionView(Struct, frozen=True, kw_only=True):
     disconnected: datetime | None
     ended: datetime | None
     end_reason: str
+
+
+class EarView(Struct, frozen=True, kw_only=True):
+    """
+    What a session's newest evidence came to, as a token that the custodian signed.
+
+    Args:
+        ear: an EAR, as JWT.
+    """
+
+    session: str
+    time: datetime
+    ear: str
 
 
 class LeaseView(Struct, frozen=True, kw_only=True):
@@ -380,6 +394,17 @@ def session_view(session: Session) -> SessionView:
         ended=session.ended,
         end_reason=session.end_reason,
     )
+
+
+def ear_view(session: Session, appraisal: Event | None) -> EarView:
+    """Return the token in *appraisal*; raises NotFoundError when there is none."""
+    detail = {} if appraisal is None else msgspec.json.decode(appraisal.detail)
+    if appraisal is None or not detail.get("ear"):
+        raise NotFoundError(
+            f"there is no token of session {session.session!r}",
+            mend="aigovtool custodian events has the verdict; older custodians made no tokens",
+        )
+    return EarView(session=session.session, time=appraisal.time, ear=detail["ear"])
 
 
 def lease_view(lease: LeaseRow) -> LeaseView:

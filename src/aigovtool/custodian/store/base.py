@@ -109,6 +109,10 @@ class Reading(Protocol):
 
     def events_after(self, after: int, loan: LoanId | None, limit: int) -> Sequence[Event]: ...
 
+    def last_appraisal_of_session(self, session: SessionId) -> Event | None:
+        """Return the event of what the session's newest evidence came to."""
+        ...
+
     def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
         """Return the newest events, the newest first."""
         ...

@@ -361,6 +361,10 @@ class SqliteView:
         found = self._all("events_after", after=after, loan=loan, limit=limit)
         return [rows.event_of(row) for row in found]
 
+    def last_appraisal_of_session(self, session: SessionId) -> Event | None:
+        row = self._one("last_appraisal_of_session", session=session)
+        return None if row is None else rows.event_of(row)
+
     def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
         return [rows.event_of(row) for row in self._all("last_events", loan=loan, limit=limit)]
 

@@ -312,6 +312,13 @@ SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
 FROM events WHERE number > :after AND (:loan IS NULL OR loan = :loan)
 ORDER BY number LIMIT :limit;
 
+-- name: last_appraisal_of_session
+-- What its newest evidence came to.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE loan = (SELECT loan FROM sessions WHERE session = :session)
+    AND session = :session AND kind GLOB 'appraisal.*'
+ORDER BY number DESC LIMIT 1;
+
 -- name: last_events
 -- The newest events, the newest first.
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
