@@ -23,6 +23,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import make_custodian_root
 from aigovtool.custodian import files, vault
 from aigovtool.custodian.admission import Admission
+from aigovtool.custodian.appraisal import Appraiser
 from aigovtool.custodian.challenges import Challenges
 from aigovtool.custodian.data import DataFolder
 from aigovtool.custodian.enrolment import Enrolment
@@ -235,6 +236,9 @@ def _build(
     pool = stack.enter_context(ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pool"))
     hub = Hub()
     ledger = Ledger(store=store, clock=clock, publisher=hub)
+    appraiser = Appraiser(
+        ledger=ledger, judge=judge, verdicts=Verdicts(key=key), custodian_key=key.public_key
+    )
     return App(
         folder=folder,
         clock=clock,
@@ -252,9 +256,7 @@ def _build(
             challenges=Challenges(clock=clock),
             admission=Admission(ledger=ledger),
             release=Releasing(ledger=ledger, vault=keeper, key=key).release,
-            judge=judge,
-            verdicts=Verdicts(key=key),
-            custodian_key=key.public_key,
+            appraiser=appraiser,
         ),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
         reports=reports,

@@ -24,16 +24,15 @@ from aigovtool.custodian.challenges import CHALLENGE_LIFE_S, Challenges
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.records import Loan
 from aigovtool.custodian.tokens import hash_token
-from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.errors import (
     AIGovToolError,
-    AppraisalError,
     MalformedError,
     NotFoundError,
     UnauthenticatedError,
     VerificationError,
 )
 from aigovtool.wire.enrolment import Challenge, ChallengeRequest, EnrolRequest, Release
+
 
 class Enrolment:
     """Leads an enclave from its ticket to its release."""
@@ -45,17 +44,13 @@ class Enrolment:
         challenges: Challenges,
         admission: Admission,
         release: Callable[[ReleasePermit], Release],
-        judge: Judge,
-        verdicts: Verdicts,
-        custodian_key: bytes,
+        appraiser: Appraiser,
     ) -> None:
         self._ledger = ledger
         self._challenges = challenges
         self._admission = admission
         self._release = release
-        self._judge = judge
-        self._verdicts = verdicts
-        self._custodian_key = custodian_key
+        self._appraiser = appraiser
 
     def loan_of_ticket(self, token: str) -> Loan:
         """Return the loan whose ticket holds *token*; raises UnauthenticatedError."""
@@ -96,15 +91,22 @@ class Enrolment:
         loan = self._named(token, request)
         check_active(loan, self._ledger.clock.now())
         try:
-            context = self._context(loan, request)
-            verdict, ear = self._appraise(loan, request, context)
+            self._challenges.redeem(loan.loan, request.nonce)
+            appraised = self._appraiser.appraise(
+                loan.loan,
+                nonce=request.nonce,
+                keys=request.keys,
+                evidence=request.evidence,
+                endorsements=request.endorsements,
+            )
         except (MalformedError, VerificationError) as error:
             self._note_refusal(loan, request, error)
             raise
+        verdict, ear = appraised.verdict, appraised.ear
         if not isinstance(verdict, AttestationResult):
             self._note_refusal(loan, request, verdict, ear=ear)
             raise verdict
-        permit = self._admission.admit(loan.loan, request, verdict, context, ear=ear)
+        permit = self._admission.admit(loan.loan, request, verdict, appraised.context, ear=ear)
         return self._release(permit)
 
     def _named(self, token: str, request: ChallengeRequest | EnrolRequest) -> Loan:
@@ -117,17 +119,6 @@ class Enrolment:
             )
         return loan
 
-    def _context(self, loan: Loan, request: EnrolRequest) -> bytes:
-        """Use up the nonce; return the report data that the evidence must commit to."""
-        self._challenges.redeem(loan.loan, request.nonce)
-        return self._appraiser.appraise(
-            loan.loan,
-            nonce=request.nonce,
-            keys=request.keys,
-            evidence=request.evidence,
-            endorsements=request.endorsements,
-        )
-
     def _note_refusal(
         self, loan: Loan, request: EnrolRequest, error: AIGovToolError, *, ear: str = ""
     ) -> None:
@@ -139,4 +130,5 @@ class Enrolment:
                 tee=request.evidence.tee[:40],
                 verdict=error.code,
                 reasons=reasons_of(error),
+                ear=ear,
             )
