@@ -7,9 +7,15 @@ Each test has a stage of its own: a custodian, its ledger, a simulated platform,
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import signal
+import socket
+import ssl
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -254,6 +260,44 @@ async def test_terminated_enclave_settles_everything(stage: Stage) -> None:
     assert enclave.terminate() == 0
     seen = settled_account(stage)
     assert seen == {"granted": 30, "left": 26, "leased": 0, "spent": 4, "forfeited": 0}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_originals_call_works_by_http_and_https_and_needs_the_token(
+    stage: Stage, scheme: str
+) -> None:
+    lend(stage, 5)
+    url = f"{scheme}://127.0.0.1:{stage.admin_port}/supply_inferences"
+    unverified = ssl.create_default_context()  # as with `curl -k`
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+
+    def call(headers: dict[str, str]) -> Any:
+        request = urllib.request.Request(url, data=b"number_inferences=10", headers=headers)
+        with urllib.request.urlopen(request, timeout=20, context=unverified) as answer:
+            return json.load(answer)
+
+    token = (stage.data / "admin.token").read_text().strip()
+    basic = base64.b64encode(f"admin:{token}".encode()).decode()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        call({})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        call({"Authorization": f"Bearer {token[:-1]}x"})
+    assert account(stage)["granted"] == 5
+    assert call({"Authorization": f"Basic {basic}"})["left"] == 15
+    assert call({"Authorization": f"Bearer {token}"})["left"] == 25
+
+
+def test_a_garbled_or_silent_caller_does_not_close_the_admin_door(stage: Stage) -> None:
+    lend(stage, 5)
+    where = ("127.0.0.1", stage.admin_port)
+    silent = socket.create_connection(where)
+    with socket.create_connection(where) as garbled:
+        garbled.sendall(b"\x16\x03 this is no handshake")
+        assert garbled.recv(100)[:1] in (b"", b"\x15")  # closed, perhaps with a TLS alert
+    socket.create_connection(where).close()
+    assert account(stage)["granted"] == 5
+    silent.close()
 
 
 def test_port_in_use_is_named(stage: Stage) -> None:

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from aigovtool.crypto.tls import TLS_CIPHERS, make_custodian_identity, server_context
 from aigovtool.custodian.api.admin import admin_app
+from aigovtool.custodian.api.either import accept_either
 from aigovtool.custodian.api.enclaves import enclave_app
 from aigovtool.custodian.api.http import off_loop
 from aigovtool.custodian.app import App
@@ -114,6 +116,7 @@ class Server:
         identity = make_custodian_identity(
             app.key, app.identity.certificate_pem, now=app.clock.now()
         )
+        admin_tls = _admin_tls(self._config)
         for_enclaves = _Uvicorn(enclave_app(app), server_context(identity))
         for_admin = _Uvicorn(
             admin_app(
@@ -121,7 +124,7 @@ class Server:
                 names=admin_names(self._config),
                 enclave_address=advertised(self._config, self._doors),
             ),
-            _admin_tls(self._config),
+            admin_tls,
         )
         app.hub.start()
         await off_loop(app.reports, app.sessions.start)
@@ -130,17 +133,28 @@ class Server:
             loop.add_signal_handler(number, self._end.set)
         try:
             async with asyncio.TaskGroup() as tasks:
+                # without a certificate of its own, the admin's door is opened by `accept_either`
+                admin_sockets = [] if admin_tls is None else [self._doors.admin]
                 serving = [
                     tasks.create_task(for_enclaves.serve(sockets=[self._doors.enclaves])),
-                    tasks.create_task(for_admin.serve(sockets=[self._doors.admin])),
+                    tasks.create_task(for_admin.serve(sockets=admin_sockets)),
                 ]
                 sweeping = tasks.create_task(self._sweep())
                 await for_enclaves.is_up.wait()
                 await for_admin.is_up.wait()
+                others = [sweeping]
+                if admin_tls is None:
+                    accepting = accept_either(
+                        self._doors.admin,
+                        make=for_admin.protocol,
+                        tls=server_context(identity),
+                    )
+                    others.append(tasks.create_task(accepting))
                 on_ready()
                 await self._end.wait()
                 await self._settle_up()
-                sweeping.cancel()
+                for other in others:
+                    other.cancel()
                 app.hub.close_all()
                 for_enclaves.should_exit = for_admin.should_exit = True
                 await asyncio.gather(*serving)
@@ -156,6 +170,7 @@ class Server:
         while True:
             try:
                 await off_loop(self._app.reports, self._app.sessions.sweep)
+                await off_loop(self._app.reports, self._app.reattestation.sweep)
             except AIGovToolError as error:  # a full disk must not end the server
                 _log.error("the sweep failed: %s", error)
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -184,7 +199,7 @@ class _Uvicorn(uvicorn.Server):
             uvicorn.Config(
                 app,
                 ssl_context_factory=None if tls is None else lambda *_: tls,
-                http="httptools",
+                http=HttpToolsProtocol,
                 ws="websockets-sansio",
                 ws_max_size=MAX_CONTROL_BYTES,
                 ws_ping_interval=PING_EVERY_S,
@@ -206,6 +221,12 @@ class _Uvicorn(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.is_up.set()
+
+    def protocol(self) -> HttpToolsProtocol:
+        """Serve one connection that was accepted elsewhere."""
+        return HttpToolsProtocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -105,10 +105,6 @@ class Stage:
         """The custodian's data folder."""
         return self.folder / "custodian"
 
-    @property
-    def admin_url(self) -> str:
-        return f"http://127.0.0.1:{self.admin_port}"
-
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of every process here: ours, with a simulated platform of its own."""
         return {
