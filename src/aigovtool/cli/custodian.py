@@ -6,7 +6,7 @@ import functools
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -276,14 +276,16 @@ def serve(
     )
     _log_to_stderr(log_level)
     folder = DataFolder(data)
-    with open_custodian(
-        folder,
-        clock=SystemClock(),
-        environ=os.environ,
-        master_key_file=master_key_file,
-        database=database,
-    ) as app:
-        doors = Doors.bind(config)
+    with (
+        open_custodian(
+            folder,
+            clock=SystemClock(),
+            environ=os.environ,
+            master_key_file=master_key_file,
+            database=database,
+        ) as app,
+        closing(Doors.bind(config)) as doors,
+    ):
         lent = None
         if upload is not None:
             with _sealing(upload) as progress:
