@@ -266,13 +266,14 @@ def test_a_loan_stopped_during_the_appraisal_releases_nothing(
     made: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side, nonce = EnclaveSide.make(), challenge(made)
-    judge = made.app.enrolment._judge
+    appraiser = made.app.enrolment._appraiser
+    judge = appraiser._judge
 
     def stop_and_judge(*arguments: object, **more: object) -> object:
         made.app.loans.stop(made.lent.loan.loan, reason="now", actor="test")
         return judge(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(made.app.enrolment, "_judge", stop_and_judge)
+    monkeypatch.setattr(appraiser, "_judge", stop_and_judge)
     request = made.request(nonce, side.keys, made.evidence_for(nonce, side.keys))
     with pytest.raises(LoanNotActiveError):
         made.app.enrolment.enrol(made.ticket.token, request)

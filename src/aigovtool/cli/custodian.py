@@ -479,6 +479,11 @@ def loan() -> None:
 @click.option("--lease-duration", type=click.FloatRange(min=0), help="Seconds.")
 @click.option("--settle-grace", type=click.FloatRange(min=0), help="Seconds.")
 @click.option("--wipe-after", type=click.FloatRange(min=1), help="Seconds.")
+@click.option(
+    "--reattest-interval",
+    type=click.FloatRange(min=0),
+    help="Seconds after which an enclave proves again what it is; 0 for never.",
+)
 @click.option("--ticket", "ticket_file", type=click.Path(path_type=Path), help="Write loan.toml.")
 @click.option("--manifest", "manifest_file", type=click.Path(path_type=Path))
 @_remote
@@ -496,6 +501,7 @@ def loan_create(
     lease_duration: float | None,
     settle_grace: float | None,
     wipe_after: float | None,
+    reattest_interval: float | None,
     ticket_file: Path | None,
     manifest_file: Path | None,
     remote: Remote,
@@ -517,6 +523,7 @@ def loan_create(
         "lease_duration_s": lease_duration,
         "settle_grace_s": settle_grace,
         "wipe_after_s": wipe_after,
+        "reattest_interval_s": reattest_interval,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
     made = client.post(f"{V1}/loans", given, views.MadeLoan)

@@ -103,16 +103,40 @@ def consumers(found: Sequence[views.ConsumerView]) -> Table:
     )
 
 
+def _tcb(one: views.TcbView) -> str:
+    """Say how a platform stands: what is short and until when, if anything is."""
+    words = [one.status or "-"]
+    if one.window_ends is not None:
+        words[0] += f" ({one.step}) until {one.window_ends:%Y-%m-%d %H:%MZ}"
+        words += one.short[:1]
+        if len(one.short) > 1:
+            words.append(f"and {len(one.short) - 1} more")
+    if one.reattestation_overdue:
+        words.append("no fresh evidence, no leases")
+    return "; ".join(words)
+
+
 def sessions(found: Sequence[views.SessionView]) -> Table:
     return table(
         "",
-        ["session", "state", "connected", "tee", "measurement", "opened", "reports", "ended why"],
+        [
+            "session",
+            "state",
+            "connected",
+            "tee",
+            "tcb",
+            "measurement",
+            "opened",
+            "reports",
+            "ended why",
+        ],
         [
             [
                 one.session,
                 one.state,
                 one.connected,
                 f"{one.tee} (protects nothing)" if one.simulated else one.tee,
+                _tcb(one.tcb),
                 one.measurement[:16] + "…",
                 one.opened,
                 one.reports,

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from aigovtool.attestation.appraise import AttestationResult
+from aigovtool.custodian.ageing import Step, step_at
 from aigovtool.custodian.ledger import Entry, Ledger, loan_of
 from aigovtool.custodian.lifecycle import LoanState, SessionState, state_at
 from aigovtool.custodian.records import Loan, Session
 from aigovtool.custodian.sessions import lapse_session
+from aigovtool.custodian.standing import open_standing
 from aigovtool.errors import (
     LoanNotActiveError,
     PromiseBrokenError,
@@ -64,6 +66,17 @@ def check_active(loan: Loan, now: datetime) -> None:
         raise LoanNotActiveError(f"the loan is {state}{why}", came=state.value)
 
 
+def _check_age(result: AttestationResult, now: datetime) -> None:
+    if step_at(result.grace, now) is Step.REFUSED:
+        raise RefusedError(
+            "the platform is out of date, and the policy's grace is over",
+            code="tcb.grace",
+            expected="a time before " + (result.grace.ends.isoformat() if result.grace else ""),
+            came=now.isoformat(),
+            mend="the host's operator updates the platform",
+        )
+
+
 class Admission:
     """Opens sessions for enclaves whose evidence was accepted."""
 
@@ -89,12 +102,14 @@ class Admission:
 
         Raises:
             LoanNotActiveError: the loan is not (or no longer) active.
-            RefusedError: as many enclaves hold the loan as may.
+            RefusedError: as many enclaves hold the loan as may, or the platform's grace has ended
+                since it was appraised.
             UnavailableError: so they do, and one of them will give way soon.
         """
         with self._ledger.write() as entry:
             loan = loan_of(entry.tx, loan_id)
             check_active(loan, entry.now)
+            _check_age(result, entry.now)
             self._make_room(entry, loan)
             session = Session(
                 session=SessionId(new_id("session")),
@@ -128,6 +143,7 @@ class Admission:
                 alternative=result.alternative,
                 ear=ear,
             )
+            open_standing(entry, session, result)
             entry.event(
                 "key.released",
                 actor="custodian",

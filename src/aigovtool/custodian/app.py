@@ -32,6 +32,7 @@ from aigovtool.custodian.hub import Hub
 from aigovtool.custodian.leasing import Leasing
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.loans import Loans
+from aigovtool.custodian.reattestation import Reattestation
 from aigovtool.custodian.records import Custodian
 from aigovtool.custodian.release import Releasing
 from aigovtool.custodian.sessions import Sessions
@@ -66,6 +67,7 @@ class App:
     sessions: Sessions
     leasing: Leasing
     enrolment: Enrolment
+    reattestation: Reattestation
     uploads: Uploads
     reports: ThreadPoolExecutor
     pool: ThreadPoolExecutor
@@ -258,6 +260,7 @@ def _build(
             release=Releasing(ledger=ledger, vault=keeper, key=key).release,
             appraiser=appraiser,
         ),
+        reattestation=Reattestation(ledger=ledger, appraiser=appraiser),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
         reports=reports,
         pool=pool,

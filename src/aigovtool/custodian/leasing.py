@@ -4,7 +4,8 @@ Reports: settle what is closed, lease what is wanted, in one decision.
 Rule 1: reports of a session are numbered one by one. The last number again, with the same report,
         gives the same answer and grants nothing; any other number is a conflict.
 Rule 2: settlements are applied before a lease is granted, in the same transaction.
-Rule 3: a lease is granted only under an active loan, to a live session.
+Rule 3: a lease is granted only under an active loan, to a live session that is not overdue to
+        attest again; it is the smaller the longer the session's platform is out of date.
 Rule 4: a report that an attested enclave would never send ends its session; what it holds is
         charged unless it settles properly.
 """
@@ -16,8 +17,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from aigovtool.crypto.signing import SigningKey
-from aigovtool.custodian import budget, statements
-from aigovtool.custodian.ledger import Entry, Ledger, is_active, loan_of, session_of
+from aigovtool.custodian import ageing, budget, statements
+from aigovtool.custodian.ledger import (
+    Entry,
+    Ledger,
+    is_active,
+    loan_of,
+    session_of,
+    standing_of,
+)
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.custodian.records import LeaseRow, Loan, Session
 from aigovtool.custodian.sessions import end_session
@@ -180,10 +188,11 @@ class Leasing:
         books: Books,
     ) -> LeaseRow | None:
         open_leases, _, _ = entry.tx.open_of_session(session.session)
-        if open_leases >= MAX_OPEN_LEASES:
+        allowed = _allowance(entry, session, loan)
+        if open_leases >= MAX_OPEN_LEASES or allowed is None:
             return None
         sessions = entry.tx.count_connected_sessions(loan.loan)
-        limit = loan.terms.max_lease_credits
+        limit = allowed.max_credits
         credits = budget.block(wish.credits, books.account.left, sessions, limit)
         caps: dict[ConsumerId, int] = {}
         for consumer, wanted in wish.budgeted.items():
@@ -202,9 +211,9 @@ class Leasing:
             loan=loan.loan,
             number=number,
             credits=credits,
-            duration_s=loan.terms.lease_duration_s,
+            duration_s=allowed.duration_s,
             granted=entry.now,
-            expires=entry.now + timedelta(seconds=loan.terms.lease_duration_s),
+            expires=entry.now + timedelta(seconds=allowed.duration_s),
             caps=caps,
         )
         books.lease(row)
@@ -236,6 +245,18 @@ class Leasing:
             )
             if session.state is not SessionState.ENDED:
                 end_session(entry, session, f"it sent a report that was refused: {error}")
+
+
+def _allowance(entry: Entry, session: Session, loan: Loan) -> ageing.Allowance | None:
+    standing = standing_of(entry.tx, session.session)
+    if ageing.is_overdue(standing.appraised, loan.terms.reattest_interval_s, entry.now):
+        return None
+    return ageing.allowance(
+        standing.grace,
+        entry.now,
+        lease_duration_s=loan.terms.lease_duration_s,
+        max_lease_credits=loan.terms.max_lease_credits,
+    )
 
 
 def _read_want(want: Want, books: Books) -> _Wish:

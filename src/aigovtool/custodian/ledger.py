@@ -21,9 +21,9 @@ import msgspec
 
 from aigovtool.clock import Clock
 from aigovtool.custodian.lifecycle import LoanState, state_at
-from aigovtool.custodian.records import Consumer, LeaseRow, Loan, Session
+from aigovtool.custodian.records import Consumer, LeaseRow, Loan, Session, Standing
 from aigovtool.custodian.store.base import Reading, Store, Writing
-from aigovtool.errors import ConflictError, NotFoundError
+from aigovtool.errors import ConflictError, NotFoundError, PromiseBrokenError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.control import FromCustodian, RosterChanged
 from aigovtool.wire.enrolment import RosterEntry
@@ -154,6 +154,14 @@ def session_of(tx: Reading, session: SessionId) -> Session:
         raise NotFoundError(
             f"there is no session {session!r}", mend="aigovtool custodian session list"
         )
+    return found
+
+
+def standing_of(tx: Reading, session: SessionId) -> Standing:
+    """Return how a session that exists stands."""
+    found = tx.standing(session)
+    if found is None:
+        raise PromiseBrokenError("a session without a standing", came=session)
     return found
 
 

@@ -29,6 +29,7 @@ MAX_ENCLAVES = 10_000
 MAX_LEASE_CREDITS = 1_000_000_000
 MAX_SETTLE_GRACE_S = 86_400.0
 MAX_WIPE_AFTER_S = 30 * 86_400.0
+MAX_REATTEST_INTERVAL_S = 30 * 86_400.0  # as long as Intel's collateral is valid
 
 T = TypeVar("T")
 
@@ -271,6 +272,7 @@ def _check_terms(terms: LoanTerms, now: datetime) -> None:
         ("lease_duration_s", terms.lease_duration_s, 0, MAX_LEASE_DURATION_S),
         ("settle_grace_s", terms.settle_grace_s, 0, MAX_SETTLE_GRACE_S),
         ("wipe_after_s", terms.wipe_after_s, 1, MAX_WIPE_AFTER_S),
+        ("reattest_interval_s", terms.reattest_interval_s, 0, MAX_REATTEST_INTERVAL_S),
     ):
         if not low <= value <= high:  # not a number fails too
             raise MalformedError(

@@ -13,6 +13,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NewType
 
+from aigovtool.attestation.dcap.policy import TcbGrace
+from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
@@ -66,6 +68,7 @@ class LoanTerms:
         lease_duration_s: how long a lease lives; 0 authorises each query before it runs.
         settle_grace_s: how long after its leases' end a silent session is waited for.
         wipe_after_s: without contact for this long, an enclave wipes key and model.
+        reattest_interval_s: after this long a session must attest again; 0 for never.
         expires: when the loan ends, or None.
     """
 
@@ -74,6 +77,7 @@ class LoanTerms:
     lease_duration_s: float = 5.0
     settle_grace_s: float = 30.0
     wipe_after_s: float = 3600.0
+    reattest_interval_s: float = 3600.0
     expires: datetime | None = None
 
 
@@ -141,6 +145,31 @@ class Session:
     last_report: int
     report_sha256: bytes
     decision: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """
+    What a session's last accepted evidence said of its platform, and whether more is awaited.
+
+    Args:
+        appraised: when that evidence was accepted.
+        tcb_status: the vendor's word for the platform, None where the vendor has none.
+        grace: on what the acceptance rests when the platform is out of date, None otherwise.
+        step: how far the session had aged when that was last noted.
+        nonce: for which evidence is awaited, 32 bytes, None when none is.
+        asked: since when it is awaited, None when it is not.
+        overdue: whether it was noted that it should have come by now.
+    """
+
+    session: SessionId
+    appraised: datetime
+    tcb_status: str | None
+    grace: TcbGrace | None
+    step: Step
+    nonce: bytes | None = None
+    asked: datetime | None = None
+    overdue: bool = False
 
 
 class LeaseState(StrEnum):

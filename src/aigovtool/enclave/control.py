@@ -5,7 +5,8 @@ Rule 1: what the custodian pushes takes effect in the step in which it is read.
 Rule 2: a lost connection is taken up again for the same session, with jittered waits. After
         `wipe_after_s` of silence the model is wiped; the session still settles when the custodian
         is back, and a new one is enrolled.
-Rule 3: whatever ends a session that the custodian knows: first the model is wiped, then the last
+Rule 3: fresh evidence that the custodian asks for is made beside all else, which goes on.
+Rule 4: whatever ends a session that the custodian knows: first the model is wiped, then the last
         leases are settled, then the signed proof is sent.
 """
 
@@ -25,6 +26,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.backoff import Backoff
 from aigovtool.enclave.custodian_client import ControlSocket, CustodianClient
 from aigovtool.enclave.lifecycle import State
+from aigovtool.enclave.reattestation import Reattestation
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError
 from aigovtool.wire.codec import sign
@@ -33,6 +35,7 @@ from aigovtool.wire.control import (
     FromCustodian,
     LoanChanged,
     MoreDecided,
+    ReattestWanted,
     ReportAnswer,
     RosterChanged,
     SessionEnded,
@@ -103,6 +106,7 @@ class Conversation:
         *,
         client: CustodianClient,
         session: Session,
+        reattestation: Reattestation,
         key: SigningKey,
         host: Host,
         clock: Clock,
@@ -110,6 +114,7 @@ class Conversation:
     ) -> None:
         self._client = client
         self._session = session
+        self._reattestation = reattestation
         self._key = key
         self._host = host
         self._clock = clock
@@ -142,6 +147,7 @@ class Conversation:
                 delivered = False
                 _log.warning("the control connection is lost: %s", error)
             self._session.renewal.lost()
+            self._reattestation.forget()
             if self._ending is not None and (delivered or self._forgotten):
                 await self._host.wipe()
                 return self._ending
@@ -208,6 +214,7 @@ class Conversation:
         tasks = [
             asyncio.create_task(self._read(socket)),
             asyncio.create_task(self._write(socket)),
+            asyncio.create_task(self._reattestation.answer(socket.send)),
             asyncio.create_task(self._expire()),
             asyncio.create_task(self._until_ended()),
         ]
@@ -268,6 +275,8 @@ class Conversation:
                 renewal.freed(message.left)
             case MoreDecided():
                 renewal.decided(message)
+            case ReattestWanted():
+                self._reattestation.want(message)
             case ShuttingDown():
                 _log.warning("the custodian shuts down: all leases are given back")
                 renewal.suspend()
@@ -283,7 +292,7 @@ class Conversation:
     # --- ending ---------------------------------------------------------------------------------
 
     async def _farewell(self, socket: ControlSocket, ending: Ending) -> None:
-        """Wipe, settle, prove (Rule 3)."""
+        """Wipe, settle, prove (Rule 4)."""
         wiped = await self._host.wipe()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):

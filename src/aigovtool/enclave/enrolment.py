@@ -65,7 +65,7 @@ async def enrol(
     bound = report_data(
         nonce=challenge.nonce, keys=public, custodian_key=custodian_key, loan_id=loan
     )
-    evidence, endorsements = await asyncio.to_thread(_attest, attester, bound)
+    evidence, endorsements = await asyncio.to_thread(attest, attester, bound)
     release = await client.enrol(
         EnrolRequest(
             loan=loan,
@@ -114,5 +114,6 @@ def documents(some: Evidence | Endorsements) -> Documents:
     return Documents(tee=some.tee.value, documents=dict(some.documents))
 
 
-def _attest(attester: Attester, bound: bytes) -> tuple[Evidence, Endorsements]:
+def attest(attester: Attester, bound: bytes) -> tuple[Evidence, Endorsements]:
+    """Make evidence that commits to *bound*; blocks, and raises as the attester does."""
     return attester.evidence(bound), attester.endorsements()

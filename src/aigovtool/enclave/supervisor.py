@@ -21,6 +21,7 @@ from aigovtool.enclave.enrolment import Enrolment, enrol
 from aigovtool.enclave.keys import ProcessKeys
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.loader import Loader
+from aigovtool.enclave.reattestation import Reattestation
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.enclave.session import Session
@@ -143,6 +144,12 @@ class Supervisor:
         self._conversation = conversation = Conversation(
             client=self._client,
             session=session,
+            reattestation=Reattestation(
+                attester=self._attester,
+                keys=enrolment.keys,
+                custodian_key=session.custodian_key,
+                loan=self._loan,
+            ),
             key=self._keys.signing,
             host=enclave,
             clock=self._clock,

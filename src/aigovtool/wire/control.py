@@ -9,6 +9,8 @@ Rule 1: a report that was not answered is sent again with its number, after a re
 custodian applies each number once and gives the same answer.
 Rule 2: a lease's time runs from the moment its report was *first* sent (I2).
 Rule 3: a settlement is final for its lease: the enclave has closed the lease before it signs.
+Rule 4: `ReattestWanted` is answered once, by a `Reattest` of the same nonce. A newer one takes the
+place of an older one that was not answered yet.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from datetime import datetime
 from typing import TypeAlias
 
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
-from aigovtool.wire.codec import Message, Signed
-from aigovtool.wire.enrolment import RosterEntry, Terms
+from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed
+from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
 
-MAX_CONTROL_BYTES = 4 << 20
+MAX_CONTROL_BYTES = MAX_MESSAGE_BYTES  # what was small enough to enrol can attest again
 MAX_SETTLEMENTS = 64  # in one report; more wait for the next
 
 
@@ -130,7 +132,15 @@ class Stopped(Message, frozen=True, kw_only=True, tag="stopped"):
     proof: Signed
 
 
-FromEnclave: TypeAlias = Report | MoreWanted | Stopped
+class Reattest(Message, frozen=True, kw_only=True, tag="reattest"):
+    """Evidence for *nonce*, the session's own keys, the custodian and the loan, as at enrolment."""
+
+    nonce: bytes
+    evidence: Documents
+    endorsements: Documents
+
+
+FromEnclave: TypeAlias = Report | MoreWanted | Stopped | Reattest
 
 
 # --- custodian to enclave --------------------------------------------------------------------
@@ -202,6 +212,13 @@ class MoreDecided(Message, frozen=True, kw_only=True, tag="more-decided"):
     reason: str
 
 
+class ReattestWanted(Message, frozen=True, kw_only=True, tag="reattest-wanted"):
+    """Prove again what you are, for this nonce of 32 bytes; without it no lease is renewed."""
+
+    nonce: bytes
+    answer_within_s: float
+
+
 class SessionEnded(Message, frozen=True, kw_only=True, tag="session-ended"):
     """This session is not (or no longer) known; enrol again."""
 
@@ -221,6 +238,7 @@ FromCustodian: TypeAlias = (
     | RosterChanged
     | CreditsFreed
     | MoreDecided
+    | ReattestWanted
     | SessionEnded
     | ShuttingDown
 )

@@ -118,7 +118,10 @@ class AdminDoor:
 
     async def sessions(self, request: Request) -> Response:
         return await self._of_loans(
-            request, lambda tx, loan, rows: map(views.session_view, tx.sessions_of_loan(loan, rows))
+            request,
+            lambda tx, loan, rows: (
+                views.session_view(tx, session) for session in tx.sessions_of_loan(loan, rows)
+            ),
         )
 
     async def session_ear(self, request: Request) -> Response:

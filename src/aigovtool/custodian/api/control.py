@@ -38,6 +38,7 @@ from aigovtool.wire.control import (
     FromEnclave,
     Hello,
     MoreWanted,
+    Reattest,
     Report,
     SessionEnded,
     Stopped,
@@ -105,6 +106,10 @@ class Control:
             self._app.reports, lambda: self._app.sessions.connect(session.session)
         )
         await _send(socket, welcome)
+        if not settle_only:
+            await off_loop(
+                self._app.reports, lambda: self._app.reattestation.connected(session.session)
+            )
         reading = asyncio.create_task(self._read(socket, connection, settle_only=settle_only))
         writing = asyncio.create_task(_write(socket, connection))
         try:
@@ -151,6 +156,9 @@ class Control:
                     MalformedError, RefusedError
                 ):  # a consumer's wish ends no session
                     await off_loop(app.reports, lambda: app.grants.want_more(session, message))
+            case Reattest():
+                # an appraisal takes milliseconds, which reports need not wait for
+                await off_loop(app.pool, lambda: app.reattestation.answer(session, message))
             case Stopped():
                 await off_loop(app.reports, lambda: app.sessions.stopped(session, message.proof))
                 return False

@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 
 from aigovtool.attestation.evidence import Tee
 from aigovtool.custodian import budget
+from aigovtool.custodian.ageing import DIVISORS
+from aigovtool.custodian.ledger import standing_of
 from aigovtool.custodian.lifecycle import state_at
 from aigovtool.custodian.loans import exposure_of
 from aigovtool.custodian.records import (
@@ -73,11 +75,12 @@ class TermsView(Struct, frozen=True, kw_only=True):
     lease_duration_s: float
     settle_grace_s: float
     wipe_after_s: float
+    reattest_interval_s: float
     expires: datetime | None
 
 
 class LoanView(Struct, frozen=True, kw_only=True):
-    """A loan as it is now; `enclaves` are connected."""
+    """A loan as it is now; `enclaves` are connected, `tcb_steps` says how far they have aged."""
 
     loan: str
     name: str
@@ -88,6 +91,7 @@ class LoanView(Struct, frozen=True, kw_only=True):
     account: AccountView
     exposure: ExposureView
     enclaves: int
+    tcb_steps: dict[str, int]
     terms: TermsView
     created: datetime
 
@@ -103,6 +107,25 @@ class ConsumerView(Struct, frozen=True, kw_only=True):
     used: int
     account: AccountView | None
     created: datetime
+
+
+class TcbView(Struct, frozen=True, kw_only=True):
+    """
+    How a session's platform stands since its last accepted evidence.
+
+    `short` names what is below the vendor's best level; from `since` to `window_ends` the platform
+    is accepted by grace alone, and leases are divided by `leases_divided_by` (null: no more).
+    """
+
+    status: str | None
+    step: str
+    leases_divided_by: int | None
+    short: tuple[str, ...]
+    since: datetime | None
+    window_ends: datetime | None
+    appraised: datetime
+    reattestation_asked: datetime | None
+    reattestation_overdue: bool
 
 
 class SessionView(Struct, frozen=True, kw_only=True):
@@ -121,6 +144,7 @@ class SessionView(Struct, frozen=True, kw_only=True):
     disconnected: datetime | None
     ended: datetime | None
     end_reason: str
+    tcb: TcbView
 
 
 class EarView(Struct, frozen=True, kw_only=True):
@@ -268,6 +292,7 @@ class NewLoan(Message, frozen=True, kw_only=True):
     lease_duration_s: float = _TERMS.lease_duration_s
     settle_grace_s: float = _TERMS.settle_grace_s
     wipe_after_s: float = _TERMS.wipe_after_s
+    reattest_interval_s: float = _TERMS.reattest_interval_s
     expires: Annotated[datetime, Meta(tz=True)] | None = None
 
     def terms(self) -> LoanTerms:
@@ -277,6 +302,7 @@ class NewLoan(Message, frozen=True, kw_only=True):
             lease_duration_s=self.lease_duration_s,
             settle_grace_s=self.settle_grace_s,
             wipe_after_s=self.wipe_after_s,
+            reattest_interval_s=self.reattest_interval_s,
             expires=self.expires,
         )
 
@@ -353,12 +379,14 @@ def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
         account=account_view(loan.account),
         exposure=exposure_view(tx, loan, now),
         enclaves=tx.count_connected_sessions(loan.loan),
+        tcb_steps={step.value: count for step, count in tx.count_steps(loan.loan).items()},
         terms=TermsView(
             max_enclaves=terms.max_enclaves,
             max_lease_credits=terms.max_lease_credits,
             lease_duration_s=terms.lease_duration_s,
             settle_grace_s=terms.settle_grace_s,
             wipe_after_s=terms.wipe_after_s,
+            reattest_interval_s=terms.reattest_interval_s,
             expires=terms.expires,
         ),
         created=loan.created,
@@ -378,7 +406,23 @@ def consumer_view(consumer: Consumer) -> ConsumerView:
     )
 
 
-def session_view(session: Session) -> SessionView:
+def tcb_view(tx: Reading, session: Session) -> TcbView:
+    standing = standing_of(tx, session.session)
+    grace = standing.grace
+    return TcbView(
+        status=standing.tcb_status,
+        step=standing.step.value,
+        leases_divided_by=DIVISORS.get(standing.step),
+        short=() if grace is None else grace.short,
+        since=None if grace is None else grace.since,
+        window_ends=None if grace is None else grace.ends,
+        appraised=standing.appraised,
+        reattestation_asked=standing.asked,
+        reattestation_overdue=standing.overdue,
+    )
+
+
+def session_view(tx: Reading, session: Session) -> SessionView:
     return SessionView(
         session=session.session,
         loan=session.loan,
@@ -393,6 +437,7 @@ def session_view(session: Session) -> SessionView:
         disconnected=session.disconnected,
         ended=session.ended,
         end_reason=session.end_reason,
+        tcb=tcb_view(tx, session),
     )
 
 

@@ -21,11 +21,12 @@ exists already, and `PromiseBrokenError` when a constraint caught this program b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Protocol
 
+from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState
 from aigovtool.custodian.records import (
@@ -40,6 +41,7 @@ from aigovtool.custodian.records import (
     RequestId,
     Session,
     SettlementRow,
+    Standing,
     StopProofRow,
 )
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
@@ -70,6 +72,24 @@ class Reading(Protocol):
         ...
 
     def count_connected_sessions(self, loan: LoanId) -> int: ...
+
+    def standing(self, session: SessionId) -> Standing | None: ...
+
+    def count_steps(self, loan: LoanId) -> Mapping[Step, int]:
+        """Return how many connected sessions have aged how far, by the step last noted."""
+        ...
+
+    def ageing_sessions(self) -> Sequence[SessionId]:
+        """Return live sessions whose platform is out of date."""
+        ...
+
+    def sessions_to_ask(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        """Return connected sessions that must attest again and were not asked."""
+        ...
+
+    def overdue_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        """Return connected sessions that should have attested again, not noted as such yet."""
+        ...
 
     def silent_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
         """Return live sessions that are silent past their grace and have no open lease."""
@@ -146,6 +166,9 @@ class Writing(Reading, Protocol):
         ...
 
     def disconnect_all_sessions(self, now: datetime) -> None: ...
+
+    def insert_standing(self, row: Standing) -> None: ...
+    def set_standing(self, row: Standing) -> None: ...
 
     def insert_lease(self, row: LeaseRow) -> None: ...
 

@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
+from aigovtool.attestation.dcap.policy import TcbGrace
+from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.records import (
@@ -27,6 +31,7 @@ from aigovtool.custodian.records import (
     MoreRequest,
     RequestState,
     Session,
+    Standing,
     StopProofRow,
 )
 from aigovtool.ids import ConsumerId
@@ -140,6 +145,7 @@ def loan_values(row: Loan) -> Values:
         "lease_duration_us": _span_us(row.terms.lease_duration_s),
         "settle_grace_us": _span_us(row.terms.settle_grace_s),
         "wipe_after_us": _span_us(row.terms.wipe_after_s),
+        "reattest_interval_us": _span_us(row.terms.reattest_interval_s),
         "expires_us": to_us_or_none(row.terms.expires),
         **account_values(row.account),
         "created_us": to_us(row.created),
@@ -159,6 +165,7 @@ def loan_of(row: Row) -> Loan:
             lease_duration_s=row["lease_duration_us"] / 1e6,
             settle_grace_s=row["settle_grace_us"] / 1e6,
             wipe_after_s=row["wipe_after_us"] / 1e6,
+            reattest_interval_s=row["reattest_interval_us"] / 1e6,
             expires=from_us_or_none(row["expires_us"]),
         ),
         account=_account(row),
@@ -238,6 +245,33 @@ def session_of(row: Row) -> Session:
         last_report=row["last_report"],
         report_sha256=row["report_sha256"],
         decision=row["decision"],
+    )
+
+
+def standing_values(row: Standing) -> Values:
+    return {
+        "session": row.session,
+        "appraised_us": to_us(row.appraised),
+        "tcb_status": row.tcb_status,
+        "grace": None if row.grace is None else msgspec.json.encode(row.grace),
+        "step": row.step.value,
+        "nonce": row.nonce,
+        "asked_us": to_us_or_none(row.asked),
+        "overdue": int(row.overdue),
+    }
+
+
+def standing_of(row: Row) -> Standing:
+    grace = row["grace"]
+    return Standing(
+        session=row["session"],
+        appraised=from_us(row["appraised_us"]),
+        tcb_status=row["tcb_status"],
+        grace=None if grace is None else msgspec.json.decode(grace, type=TcbGrace),
+        step=Step(row["step"]),
+        nonce=row["nonce"],
+        asked=from_us_or_none(row["asked_us"]),
+        overdue=bool(row["overdue"]),
     )
 
 

@@ -15,11 +15,12 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aigovtool.custodian.ageing import ANSWER_WITHIN_S, Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState
 from aigovtool.custodian.records import (
@@ -34,6 +35,7 @@ from aigovtool.custodian.records import (
     RequestId,
     Session,
     SettlementRow,
+    Standing,
     StopProofRow,
 )
 from aigovtool.custodian.store import rows
@@ -300,6 +302,29 @@ class SqliteView:
     def count_connected_sessions(self, loan: LoanId) -> int:
         return int(self._just_one("count_connected_sessions", loan=loan)["sessions"])
 
+    def standing(self, session: SessionId) -> Standing | None:
+        row = self._one("standing", session=session)
+        return None if row is None else rows.standing_of(row)
+
+    def count_steps(self, loan: LoanId) -> Mapping[Step, int]:
+        return {Step(row["step"]): row["sessions"] for row in self._all("count_steps", loan=loan)}
+
+    def ageing_sessions(self) -> Sequence[SessionId]:
+        return [row["session"] for row in self._all("ageing_sessions")]
+
+    def sessions_to_ask(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        found = self._all("sessions_to_ask", now_us=rows.to_us(now), limit=limit)
+        return [row["session"] for row in found]
+
+    def overdue_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        found = self._all(
+            "overdue_sessions",
+            now_us=rows.to_us(now),
+            answer_within_us=round(ANSWER_WITHIN_S * 1e6),
+            limit=limit,
+        )
+        return [row["session"] for row in found]
+
     def silent_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
         found = self._all("silent_sessions", now_us=rows.to_us(now), limit=limit)
         return [row["session"] for row in found]
@@ -427,6 +452,12 @@ class SqliteView:
 
     def disconnect_all_sessions(self, now: datetime) -> None:
         self._run("disconnect_all_sessions", now_us=rows.to_us(now))
+
+    def insert_standing(self, row: Standing) -> None:
+        self._run("insert_standing", **rows.standing_values(row))
+
+    def set_standing(self, row: Standing) -> None:
+        self._change("set_standing", **rows.standing_values(row))
 
     def insert_lease(self, row: LeaseRow) -> None:
         self._run("insert_lease", **rows.lease_values(row))

@@ -31,31 +31,32 @@ FROM models ORDER BY created_us, name, version;
 -- name: insert_loan
 -- Make a loan.
 INSERT INTO loans (loan, name, model, state, state_reason, policy, token_sha256, max_enclaves,
-    max_lease_credits, lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted,
-    remaining, leased, spent, forfeited, created_us)
+    max_lease_credits, lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us,
+    expires_us, granted, remaining, leased, spent, forfeited, created_us)
 VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :max_enclaves,
-    :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us, :expires_us,
-    :granted, :remaining, :leased, :spent, :forfeited, :created_us);
+    :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us,
+    :reattest_interval_us, :expires_us, :granted, :remaining, :leased, :spent, :forfeited,
+    :created_us);
 
 -- name: loan
 -- One loan by its id.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
-    lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted, remaining, leased,
-    spent, forfeited, created_us
+    lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
+    remaining, leased, spent, forfeited, created_us
 FROM loans WHERE loan = :loan;
 
 -- name: loan_of_token
 -- The loan whose ticket holds a token with this hash.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
-    lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted, remaining, leased,
-    spent, forfeited, created_us
+    lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
+    remaining, leased, spent, forfeited, created_us
 FROM loans WHERE token_sha256 = :token_sha256;
 
 -- name: loans
 -- All loans, the oldest first.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
-    lease_duration_us, settle_grace_us, wipe_after_us, expires_us, granted, remaining, leased,
-    spent, forfeited, created_us
+    lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
+    remaining, leased, spent, forfeited, created_us
 FROM loans ORDER BY created_us, loan;
 
 -- name: loans_past_date
@@ -159,6 +160,56 @@ WHERE session = :session AND last_report = :last_report - 1;
 -- name: disconnect_all_sessions
 -- After a start nobody is connected yet, and every session gets a fresh grace.
 UPDATE sessions SET disconnected_us = :now_us;
+
+-- name: insert_standing
+-- Note how a new session stands.
+INSERT INTO standings (session, appraised_us, tcb_status, grace, step, nonce, asked_us, overdue)
+VALUES (:session, :appraised_us, :tcb_status, :grace, :step, :nonce, :asked_us, :overdue);
+
+-- name: standing
+-- How a session stands.
+SELECT session, appraised_us, tcb_status, grace, step, nonce, asked_us, overdue
+FROM standings WHERE session = :session;
+
+-- name: set_standing
+-- Note how a session stands now.
+UPDATE standings SET appraised_us = :appraised_us, tcb_status = :tcb_status, grace = :grace,
+    step = :step, nonce = :nonce, asked_us = :asked_us, overdue = :overdue
+WHERE session = :session;
+
+-- name: count_steps
+-- How many connected sessions of a loan have aged how far.
+SELECT standings.step AS step, count(*) AS sessions FROM standings
+    JOIN sessions ON sessions.session = standings.session
+WHERE sessions.loan = :loan AND sessions.state = 'live' AND sessions.disconnected_us IS NULL
+GROUP BY standings.step;
+
+-- name: ageing_sessions
+-- Live sessions whose platform is out of date.
+SELECT standings.session AS session FROM standings
+    JOIN sessions ON sessions.session = standings.session
+WHERE sessions.state = 'live' AND standings.grace IS NOT NULL
+ORDER BY standings.session;
+
+-- name: sessions_to_ask
+-- Connected sessions that must attest again and were not asked, the longest due first.
+SELECT standings.session AS session FROM standings
+    JOIN sessions ON sessions.session = standings.session
+    JOIN loans ON loans.loan = sessions.loan
+WHERE sessions.state = 'live' AND sessions.disconnected_us IS NULL AND loans.state = 'active'
+    AND standings.nonce IS NULL AND loans.reattest_interval_us > 0
+    AND standings.appraised_us + loans.reattest_interval_us <= :now_us
+ORDER BY standings.appraised_us + loans.reattest_interval_us, standings.session LIMIT :limit;
+
+-- name: overdue_sessions
+-- Connected sessions that should have attested again, of which that was not noted yet.
+SELECT standings.session AS session FROM standings
+    JOIN sessions ON sessions.session = standings.session
+    JOIN loans ON loans.loan = sessions.loan
+WHERE sessions.state = 'live' AND sessions.disconnected_us IS NULL
+    AND standings.overdue = 0 AND loans.reattest_interval_us > 0
+    AND standings.appraised_us + loans.reattest_interval_us + :answer_within_us <= :now_us
+ORDER BY standings.session LIMIT :limit;
 
 -- name: silent_sessions
 -- Live sessions that were silent for their grace and have nothing left to settle.
