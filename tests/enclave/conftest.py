@@ -17,6 +17,7 @@ import pytest
 from aigovtool.clock import SystemClock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.app import Ready, serve
+from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.config import EnclaveConfig, Limits
 from aigovtool.enclave.progress import LoggedProgress
 
@@ -94,6 +95,7 @@ async def running_enclave(
     limits: Limits | None = None,
     wait_ready: bool = True,
     compute_threads: int = 2,
+    attester: Attester | None = None,
 ) -> AsyncIterator[RunningEnclave]:
     clock, stop, ready = JumpingClock(), asyncio.Event(), asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -113,7 +115,7 @@ async def running_enclave(
                 limits=msgspec.structs.replace(limits or Limits(), drain_s=1.0, goodbye_s=1.0),
             ),
             custodian.ticket,
-            FakeAttester(),
+            attester or FakeAttester(),
             clock=clock,
             progress=LoggedProgress(),
             stop=stop,

@@ -22,7 +22,7 @@ from aigovtool.enclave.config import EnclaveConfig, Limits
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Flights
-from aigovtool.enclave.keys import ProcessKeys
+from aigovtool.enclave.keys import make_keys
 from aigovtool.enclave.loader import Loader, Progress
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.supervisor import Supervisor
@@ -89,7 +89,7 @@ async def serve(
         threads=config.compute_threads, limit=limits.max_queue, time_s=limits.query_time_s
     )
     enclave = Enclave(flights=flights, clock=clock, on_ready=ready)
-    keys = ProcessKeys.make(now=clock.now())
+    keys = await make_keys(attester, now=clock.now(), wait_s=limits.attestation_wait_s)
     api = Api(enclave=enclave, attester=attester, limits=limits, clock=clock)
     server = EnclaveServer(api, tls=server_context(keys.tls), limits=limits)
     with listening:
