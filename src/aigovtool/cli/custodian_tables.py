@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from aigovtool.cli.output import SIMULATED
 from aigovtool.custodian.api import views
 
 _STATES = {
@@ -27,8 +28,18 @@ _STATES = {
 }
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Return a plain table; numbers are set right, states coloured."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    one_line: bool = False,
+) -> Table:
+    """
+    Return a plain table; numbers are set right, states coloured.
+
+    Long cells are folded, so that nothing is lost, or with *one_line* cut.
+    """
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     numbers = {
         index
@@ -36,7 +47,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         if rows and all(isinstance(row[index], int | float) for row in rows)
     }
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+        made.add_column(
+            column,
+            justify="right" if index in numbers else "left",
+            overflow="ellipsis" if one_line else "fold",
+            no_wrap=one_line,
+        )
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made
@@ -186,7 +202,7 @@ def requests(found: Sequence[views.RequestView]) -> Table:
     )
 
 
-def events(found: Sequence[views.EventView]) -> Table:
+def events(found: Sequence[views.EventView], *, one_line: bool = False) -> Table:
     return table(
         "",
         ["number", "time", "kind", "actor", "about", "detail"],
@@ -201,6 +217,7 @@ def events(found: Sequence[views.EventView]) -> Table:
             ]
             for one in found
         ],
+        one_line=one_line,
     )
 
 
@@ -248,7 +265,10 @@ def snapshot(now: views.Snapshot) -> RenderableType:
         ]
         for one in now.loans
     ]
-    parts: list[RenderableType] = [
+    parts: list[RenderableType] = []
+    if now.simulated:
+        parts.append(Text(f" {SIMULATED} ", style="black on yellow"))
+    parts += [
         table(
             f"AIGovTool custodian  {now.time.astimezone():%H:%M:%S}",
             [
@@ -275,5 +295,5 @@ def snapshot(now: views.Snapshot) -> RenderableType:
         parts.append(table("", ["loan", "consumer", "used", "own budget left", ""], users))
     if now.requests:
         parts += [Text("requests for more", style="bold yellow"), requests(now.requests)]
-    parts.append(events(now.events))
+    parts.append(events(now.events, one_line=True))
     return Group(*parts)

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from aigovtool.attestation.evidence import Tee
 from aigovtool.custodian import files
 from aigovtool.custodian.api import views
 from aigovtool.custodian.api.guard import Guard
@@ -193,6 +194,11 @@ class AdminDoor:
             loans = tx.loans()
             return views.Snapshot(
                 time=now,
+                simulated=any(
+                    session.tee == Tee.SIMULATED
+                    for loan in loans
+                    for session in tx.live_sessions_of_loan(loan.loan)
+                ),
                 loans=tuple(views.consumption_view(tx, loan, now) for loan in loans),
                 enclaves={loan.loan: tx.count_connected_sessions(loan.loan) for loan in loans},
                 requests=tuple(
@@ -202,8 +208,7 @@ class AdminDoor:
                     if request.state is RequestState.OPEN
                 ),
                 events=tuple(
-                    views.event_view(event)
-                    for event in reversed(tx.last_events(None, WATCH_EVENTS))
+                    views.event_view(event) for event in tx.last_events(None, WATCH_EVENTS)
                 ),
             )
 

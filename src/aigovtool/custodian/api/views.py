@@ -230,9 +230,14 @@ class ConsumptionView(Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """What `watch` shows: consumption of every loan, open requests, and the newest events."""
+    """
+    What `watch` shows: consumption of every loan, open requests, and the newest events first.
+
+    `simulated` says that an enclave lives in a TEE that protects nothing from its owner.
+    """
 
     time: datetime
+    simulated: bool
     loans: tuple[ConsumptionView, ...]
     enclaves: dict[str, int]
     requests: tuple[RequestView, ...]
