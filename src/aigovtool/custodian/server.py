@@ -149,6 +149,7 @@ class Server:
                         make=for_admin.protocol,
                         tls=server_context(identity),
                     )
+                    self._doors.admin.listen()  # now: whoever is told "ready" may call at once
                     others.append(tasks.create_task(accepting))
                 on_ready()
                 await self._end.wait()
@@ -161,6 +162,7 @@ class Server:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+            self._doors.close()
 
     def end(self) -> None:
         """Begin the orderly end; on the event loop only."""
