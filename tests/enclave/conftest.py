@@ -96,6 +96,7 @@ async def running_enclave(
     wait_ready: bool = True,
     compute_threads: int = 2,
     attester: Attester | None = None,
+    pccs: str | None = None,
 ) -> AsyncIterator[RunningEnclave]:
     clock, stop, ready = JumpingClock(), asyncio.Event(), asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -112,6 +113,7 @@ async def running_enclave(
                 cache=cache,
                 compute_threads=compute_threads,
                 intra_op_threads=1,
+                pccs=pccs,
                 limits=msgspec.structs.replace(limits or Limits(), drain_s=1.0, goodbye_s=1.0),
             ),
             custodian.ticket,

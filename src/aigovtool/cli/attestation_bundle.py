@@ -26,7 +26,6 @@ from aigovtool.endorsements.bundle import (
     write_bundle,
 )
 from aigovtool.endorsements.collector import Services, open_collector
-from aigovtool.endorsements.intel import IntelService
 from aigovtool.endorsements.spans import ALWAYS
 from aigovtool.errors import ConfigurationError
 
@@ -173,8 +172,7 @@ def verify(*, file: Path, policy_path: Path | None, now: datetime | None, as_jso
 async def _collect(
     evidence: Evidence, endorsements: Endorsements, *, pccs: str | None, cache: Path | None
 ) -> Endorsements:
-    services = Services() if pccs is None else Services(intel=IntelService.pccs(pccs))
-    async with open_collector(services, cache=cache) as collector:
+    async with open_collector(Services.by(pccs=pccs), cache=cache) as collector:
         return await collector.collect(evidence, have=endorsements, now=datetime.now(UTC))
 
 

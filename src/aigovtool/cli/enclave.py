@@ -29,7 +29,8 @@ _AUTO = "auto"
 
 
 def _option(name: str, **settings: Any) -> Callable[[Any], Any]:
-    variable = _PREFIX + name.removeprefix("--").replace("-", "_").upper()
+    flag = name.partition("/")[0].removeprefix("--")
+    variable = _PREFIX + flag.replace("-", "_").upper()
     return click.option(name, envvar=variable, show_envvar=True, **settings)
 
 
@@ -97,6 +98,18 @@ def enclave() -> None:
     help="Threads that one computation may use; 0 leaves it to the runtime.",
 )
 @_option(
+    "--fetch-endorsements/--no-fetch-endorsements",
+    default=True,
+    show_default=True,
+    help="Ask the TEE's vendor for collateral, certificates and lists, to send with the evidence.",
+)
+@_option("--pccs", metavar="URL", help="A PCCS to ask instead of Intel.")
+@_option(
+    "--endorsements-cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps what vendors answer for the next start.",
+)
+@_option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -113,6 +126,9 @@ def serve(
     cache: Path | None,
     compute_threads: int | None,
     intra_op_threads: int,
+    fetch_endorsements: bool,
+    pccs: str | None,
+    endorsements_cache: Path | None,
     log_level: str,
     **limits: int | float,
 ) -> None:
@@ -145,6 +161,9 @@ def serve(
         cache=cache,
         compute_threads=compute_threads or DEFAULT_COMPUTE_THREADS,
         intra_op_threads=intra_op_threads,
+        fetch_endorsements=fetch_endorsements,
+        pccs=pccs,
+        endorsements_cache=endorsements_cache,
         limits=Limits(**limits),  # type: ignore[arg-type] # click made each of its field's type
     )
     _run(config, loan, choice.attester, clock)

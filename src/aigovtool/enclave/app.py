@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from aigovtool.clock import Clock
@@ -17,6 +18,7 @@ from aigovtool.crypto.tls import server_context
 from aigovtool.enclave.api.app import Api
 from aigovtool.enclave.api.server import EnclaveServer, listen_on
 from aigovtool.enclave.attester.base import Attester
+from aigovtool.enclave.attester.endorsed import EndorsedAttester
 from aigovtool.enclave.cache import BodyCache
 from aigovtool.enclave.config import EnclaveConfig, Limits
 from aigovtool.enclave.custodian_client import CustodianClient
@@ -26,6 +28,8 @@ from aigovtool.enclave.keys import make_keys
 from aigovtool.enclave.loader import Loader, Progress
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.supervisor import Supervisor
+from aigovtool.endorsements.collector import Services
+from aigovtool.endorsements.courier import SELF_SUFFICIENT, open_courier
 from aigovtool.wire.ticket import Ticket
 
 
@@ -89,10 +93,10 @@ async def serve(
         threads=config.compute_threads, limit=limits.max_queue, time_s=limits.query_time_s
     )
     enclave = Enclave(flights=flights, clock=clock, on_ready=ready)
-    keys = await make_keys(attester, now=clock.now(), wait_s=limits.attestation_wait_s)
-    api = Api(enclave=enclave, attester=attester, limits=limits, clock=clock)
-    server = EnclaveServer(api, tls=server_context(keys.tls), limits=limits)
-    with listening:
+    with listening, endorsed(attester, config, clock=clock) as complete:
+        keys = await make_keys(complete, now=clock.now(), wait_s=limits.attestation_wait_s)
+        api = Api(enclave=enclave, attester=complete, limits=limits, clock=clock)
+        server = EnclaveServer(api, tls=server_context(keys.tls), limits=limits)
         async with CustodianClient(ticket) as client:
             supervisor = Supervisor(
                 enclave=enclave,
@@ -103,7 +107,7 @@ async def serve(
                     intra_op_threads=config.intra_op_threads,
                     progress=progress,
                 ),
-                attester=attester,
+                attester=complete,
                 keys=keys,
                 loan=ticket.loan,
                 max_waiting=limits.max_waiting,
@@ -112,6 +116,17 @@ async def serve(
             on_listening(address)
             await _run(supervisor, server, stop, limits, listening)
     flights.close()
+
+
+@contextmanager
+def endorsed(attester: Attester, config: EnclaveConfig, *, clock: Clock) -> Iterator[Attester]:
+    """Lend *attester*, with what its vendor publishes where that is wanted and there is any."""
+    if not config.fetch_endorsements or attester.tee in SELF_SUFFICIENT:
+        yield attester
+        return
+    services = Services.by(pccs=config.pccs)
+    with open_courier(services, cache=config.endorsements_cache, clock=clock) as courier:
+        yield EndorsedAttester(attester, courier=courier, clock=clock)
 
 
 async def _run(

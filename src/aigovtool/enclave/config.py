@@ -75,12 +75,19 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         cache: folder for ciphertext of models, or None to fetch it at every start.
         compute_threads: queries computed at once.
         intra_op_threads: threads that one computation may use, 0 for the runtime's choice.
+        fetch_endorsements: ask the TEE's vendor for what it says of this platform; kinds that bring
+            everything, the simulated one too, ask nobody.
+        pccs: address of a PCCS to ask instead of Intel, or None.
+        endorsements_cache: folder for what vendors answer, or None to ask at every start.
     """
 
     listen: str = DEFAULT_LISTEN
     cache: Path | None = None
     compute_threads: int = DEFAULT_COMPUTE_THREADS
     intra_op_threads: int = 0
+    fetch_endorsements: bool = True
+    pccs: str | None = None
+    endorsements_cache: Path | None = None
     limits: Limits = Limits()
 
     def address(self) -> tuple[str, int]:

@@ -48,6 +48,11 @@ class Services:
     amd: AmdService = field(default_factory=AmdService)
     nvidia: NvidiaService = field(default_factory=NvidiaService)
 
+    @classmethod
+    def by(cls, *, pccs: str | None) -> Services:
+        """Return the vendors' own, with a PCCS instead of Intel's when one is given."""
+        return cls() if pccs is None else cls(intel=IntelService.pccs(pccs))
+
 
 class Collector:
     """Collects what verifiers need; `open_collector` makes one."""
