@@ -289,6 +289,47 @@ class TestTd15:
         assert caught.value.reasons[0].code == "dcap.tdx_module"
 
 
+@pytest.mark.parametrize(
+    ("svn", "reached", "superseded"),
+    [(3, 3, 3), (2, 2, 3), (1, 1, 2)],
+    ids=["the newest", "the one before", "an older one"],
+)
+def test_a_level_is_superseded_by_the_next_younger_one(
+    svn: int, reached: int, superseded: int
+) -> None:
+    # two levels of one date, as Intel has them for a mitigation that software may lack
+    rows = ((3, 3), (2, 3), (2, 2), (1, 1))
+    levels = tuple(
+        PlatformLevel(
+            tcb=PlatformTcb(
+                sgxtcbcomponents=(Component(svn=number),) * 16,
+                pcesvn=number if day == number else number + 1,
+                tdxtcbcomponents=None,
+            ),
+            tcb_date=datetime(2025, 1, day, tzinfo=UTC),
+            status="UpToDate" if number == 3 else "OutOfDate",
+        )
+        for number, day in rows
+    )
+    info = TcbInfo(
+        id="SGX",
+        issue_date=TestTd15.date,
+        next_update=TestTd15.date,
+        fmspc="00" * 6,
+        pce_id="0000",
+        tcb_type=0,
+        tcb_evaluation_data_number=1,
+        tcb_levels=levels,
+    )
+    qe = IdentityLevel(
+        tcb=IdentityTcb(isvsvn=1), tcb_date=TestTd15.date, status="UpToDate", advisories=()
+    )
+    svns = PlatformSvns(cpu_svn=bytes([svn] * 16), pce_svn=svn, tee_tcb_svn=None, tee_tcb_svn2=None)
+    verdict = judge_tcb(info, qe, svns)
+    assert verdict.tcb_date == datetime(2025, 1, reached, tzinfo=UTC)
+    assert verdict.superseded == datetime(2025, 1, superseded, tzinfo=UTC)
+
+
 class TestSecondVerifier:
     """It may refuse only what our own claims explain."""
 

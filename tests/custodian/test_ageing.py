@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -45,7 +46,7 @@ from aigovtool.simulation.policy import simulated_policy
 from aigovtool.wire.control import CreditsFreed, Lease, Reattest, ReattestWanted, SessionEnded
 from aigovtool.wire.enrolment import ChallengeRequest, Documents
 from tests.custodian.house import GENUINE, EnclaveSide, House, house, open_house
-from tests.custodian.ledgers import FakeEnclave, SetClock, Told
+from tests.custodian.ledgers import Bench, FakeEnclave, SetClock, Told
 
 LEVEL = datetime(2026, 1, 1, tzinfo=UTC)  # of the simulated platform's TCB levels
 GRACE_DAYS = 400
@@ -461,6 +462,22 @@ def test_what_a_session_is_asked_survives_a_restart(scene: Scene) -> None:
     scene.made.app.sessions.connect(enclave.session)
     scene.made.app.reattestation.connected(enclave.session)
     assert scene.is_refused(enclave, shown) == ["reattestation.nonce"]
+
+
+def test_a_ledger_of_before_gains_standings_for_its_sessions(ledger: Bench) -> None:
+    loan = ledger.lend(10)
+    enclave = ledger.enclave(loan.loan)
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(ledger.path)) as old:
+        old.execute("DROP TABLE standings")
+        old.execute("ALTER TABLE loans DROP COLUMN reattest_interval_us")
+        old.execute("PRAGMA user_version = 1")
+    ledger.reopen()
+    assert ledger.loan(loan.loan) == loan
+    with ledger.ledger.read() as tx:
+        standing = standing_of(tx, enclave.session)
+        assert standing.appraised == session_of(tx, enclave.session).opened
+    assert (standing.step, standing.grace, standing.nonce) == (Step.FULL, None, None)
 
 
 # --- a real enclave ------------------------------------------------------------------------------
