@@ -20,8 +20,8 @@ from aigovtool.attestation.x509chain import (
     fingerprint,
     load_certificates,
     name_of,
-    revoked_serials,
     verify_chain,
+    verify_crl,
     verify_issued_by,
 )
 from aigovtool.errors import AIGovToolError, MalformedError, VerificationError
@@ -245,14 +245,14 @@ def test_the_span_of_validity_is_closed() -> None:
 
 class TestRevokedSerials:
     def test_are_listed(self) -> None:
-        assert revoked_serials(crl("root", ROOT_KEY), issuer=ROOT, now=NOW) == frozenset()
+        assert verify_crl(crl("root", ROOT_KEY), issuer=ROOT, now=NOW).revoked == frozenset()
         listed = crl("root", ROOT_KEY, revoked=(5, 6))
-        assert revoked_serials(listed, issuer=ROOT, now=NOW) == frozenset({5, 6})
+        assert verify_crl(listed, issuer=ROOT, now=NOW).revoked == frozenset({5, 6})
 
     def test_of_an_issuer_that_may_not_sign_them(self) -> None:
         mute = certificate("root", ROOT_KEY, "root", ROOT_KEY, crl_sign=False)
         with pytest.raises(VerificationError, match="not signed"):
-            revoked_serials(crl("root", ROOT_KEY), issuer=mute, now=NOW)
+            verify_crl(crl("root", ROOT_KEY), issuer=mute, now=NOW)
 
     @pytest.mark.parametrize(
         "extension",
@@ -265,15 +265,15 @@ class TestRevokedSerials:
     def test_of_a_part_are_not_taken_for_the_whole(self, extension: x509.ExtensionType) -> None:
         partial = crl("root", ROOT_KEY, extensions=((extension, True),))
         with pytest.raises(VerificationError, match="may not be complete"):
-            revoked_serials(partial, issuer=ROOT, now=NOW)
+            verify_crl(partial, issuer=ROOT, now=NOW)
 
     def test_at_the_edges_of_their_time(self) -> None:
         data = crl("root", ROOT_KEY)
         for now in (NOW - DAY, NOW + DAY):
-            assert revoked_serials(data, issuer=ROOT, now=now) == frozenset()
+            assert verify_crl(data, issuer=ROOT, now=now).revoked == frozenset()
         for now in (NOW - DAY - SECOND, NOW + DAY + SECOND):
             with pytest.raises(VerificationError, match="not current"):
-                revoked_serials(data, issuer=ROOT, now=now)
+                verify_crl(data, issuer=ROOT, now=now)
 
     def test_in_a_changed_list(self) -> None:
         whole = crl("root", ROOT_KEY, revoked=(5,))
@@ -282,9 +282,9 @@ class TestRevokedSerials:
         for position in set(range(len(whole))) - {len(whole) - len(signature) - 1}:
             data = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
             with pytest.raises((MalformedError, VerificationError)):
-                revoked_serials(data, issuer=ROOT, now=NOW)
+                verify_crl(data, issuer=ROOT, now=NOW)
 
     def test_in_pem_are_not_read(self) -> None:
         parsed = x509.load_der_x509_crl(crl("root", ROOT_KEY))
         with pytest.raises(MalformedError):
-            revoked_serials(parsed.public_bytes(Encoding.PEM), issuer=ROOT, now=NOW)
+            verify_crl(parsed.public_bytes(Encoding.PEM), issuer=ROOT, now=NOW)

@@ -7,6 +7,12 @@ Rule 2: the caller says what time it is, and every certificate must be valid the
 Rule 3: who signs certificates must be allowed to: CA flag, key usage, path length.
 Rule 4: a critical extension that nobody here understands refuses the chain.
 
+Half of a verification would be the same certificates again: the vendors' authorities and lists.
+What is true of their bytes alone, whatever the time, is remembered: that they parse, that one CA
+signed another, which serials a list revokes. Never remembered: a refusal, anything about time, the
+certificate of one machine. A link enters the memory only below a pinned root, so nobody can fill
+it, and an entry is found by the whole certificates or bytes, not by a name or a short hash.
+
 `cryptography.x509.verification` is not used: it is built for the web's profile, and refuses what
 vendors' attestation certificates are (no names, RSASSA-PSS with a salt of 48, end-entity keys
 that live to the year 9999, serial numbers of 0).
@@ -17,8 +23,9 @@ Source: RFC 5280, sections 4.2 (extensions), 5 (CRLs) and 6.1 (path validation).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
@@ -34,6 +41,11 @@ MAX_CHAIN_CERTIFICATES = 8  # the longest known chain (NVIDIA devices) has 5
 MIN_RSA_BITS = 2048  # vendors use 3072 and 4096; Azure's AK certificates 2048
 
 MAX_COMMON_NAME = 64  # characters, RFC 5280 ub-common-name; a stranger's name ends in our messages
+
+REMEMBERED_LINKS = 256  # all vendors together have some 30 authorities, AWS one a zone and day
+REMEMBERED_LISTS = 32
+REMEMBERED_DOCUMENTS = 128  # of certificates: anybody can send one, so 4 MB at most
+MAX_CERTIFICATES_BYTES = 32 * 1024  # of one document; the largest known one has 8 kB
 
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _UNDERSTOOD = frozenset(
@@ -68,21 +80,18 @@ def load_certificates(data: bytes, *, what: str) -> list[x509.Certificate]:
         what: names the document in the message, such as ``ca_chain``.
 
     Raises:
-        MalformedError: no certificate, not readable, or more than `MAX_CHAIN_CERTIFICATES`.
+        MalformedError: no certificate, not readable, more than `MAX_CHAIN_CERTIFICATES`, or larger
+            than `MAX_CERTIFICATES_BYTES`.
     """
+    if len(data) > MAX_CERTIFICATES_BYTES:
+        raise MalformedError(
+            f"{what} is too large",
+            code="certificate.malformed",
+            expected=f"at most {MAX_CERTIFICATES_BYTES} bytes",
+            came=f"{len(data)} bytes",
+        )
     try:
-        if _PEM_MARK in data:
-            certificates = x509.load_pem_x509_certificates(data)
-        else:
-            certificates = [x509.load_der_x509_certificate(data)]
-        for certificate in certificates:
-            # Names are decoded when first read: here a bad one is malformed, later a surprise.
-            certificate.subject.public_bytes()
-            certificate.issuer.public_bytes()
-            # The one byte that is neither signed nor checked by `cryptography`: how many bits of
-            # the signature do not count. With it, a certificate has one encoding.
-            if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1]:
-                raise ValueError("a signature that is not whole bytes")
+        certificates = list(_parse(data))
     except _UNREADABLE as error:
         raise MalformedError(
             f"{what} cannot be read as X.509", code="certificate.malformed"
@@ -97,6 +106,23 @@ def load_certificates(data: bytes, *, what: str) -> list[x509.Certificate]:
     return certificates
 
 
+@lru_cache(REMEMBERED_DOCUMENTS)
+def _parse(data: bytes) -> tuple[x509.Certificate, ...]:
+    if _PEM_MARK in data:
+        certificates = x509.load_pem_x509_certificates(data)
+    else:
+        certificates = [x509.load_der_x509_certificate(data)]
+    for certificate in certificates:
+        # Names are decoded when first read: here a bad one is malformed, later a surprise.
+        certificate.subject.public_bytes()
+        certificate.issuer.public_bytes()
+        # The one byte that is neither signed nor checked by `cryptography`: how many bits of
+        # the signature do not count. With it, a certificate has one encoding.
+        if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1]:
+            raise ValueError("a signature that is not whole bytes")
+    return tuple(certificates)
+
+
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """Return the 32-byte SHA-256 of the certificate's DER."""
     return certificate.fingerprint(hashes.SHA256())
@@ -108,6 +134,7 @@ def verify_chain(
     root_fingerprints: frozenset[bytes],
     now: datetime,
     first_is_issuer: bool = False,
+    first_is_shared: bool = False,
     understood_critical: frozenset[x509.ObjectIdentifier] = frozenset(),
 ) -> None:
     """
@@ -119,6 +146,8 @@ def verify_chain(
         now: aware time at which every certificate must be valid.
         first_is_issuer: the first certificate signs certificates itself (the leaf is verified
             elsewhere), so it must satisfy rule 3 with one certificate below it.
+        first_is_shared: the first certificate is a vendor's and not one machine's, so that what is
+            true of it is remembered too.
         understood_critical: critical extensions that the caller evaluates itself.
 
     Raises:
@@ -141,21 +170,21 @@ def verify_chain(
             came=fingerprint(root).hex(),
         )
     for position, certificate in enumerate(certificates):
-        check_validity(
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-            now=now,
-            what=name_of(certificate),
-        )
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not start <= now <= end:
+            check_validity(start, end, now=now, what=name_of(certificate))
         extensions = _extensions(certificate, _UNDERSTOOD | understood_critical)
         if position > 0 or first_is_issuer:
             issuers_below = position if first_is_issuer else position - 1
             _check_may_issue(certificate, extensions, issuers_below)
         else:
             _check_may_sign(certificate, extensions)
-    # The root's signature on itself adds nothing to its pin.
-    for certificate, issuer in pairwise(certificates):
-        verify_issued_by(certificate, issuer)
+    # From the root down, so that what is remembered hangs under it. The root's signature on
+    # itself adds nothing to its pin.
+    for position in reversed(range(len(certificates) - 1)):
+        is_shared = position > 0 or first_is_issuer or first_is_shared
+        verify = _verify_link_remembering if is_shared else verify_issued_by
+        verify(certificates[position], certificates[position + 1])
 
 
 def check_validity(not_before: datetime, not_after: datetime, *, now: datetime, what: str) -> None:
@@ -207,9 +236,22 @@ def verify_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) ->
         )
 
 
-def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) -> frozenset[int]:
+# Exceptions are not remembered, only that nothing was raised.
+_verify_link_remembering = lru_cache(REMEMBERED_LINKS)(verify_issued_by)
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A genuine, complete CRL: the serial numbers it revokes, and the time it covers."""
+
+    revoked: frozenset[int]
+    last_update: datetime
+    next_update: datetime
+
+
+def verify_crl(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) -> RevocationList:
     """
-    Check a complete CRL and return the serial numbers it revokes.
+    Check a complete CRL.
 
     Args:
         crl_der: the CRL as DER.
@@ -221,6 +263,21 @@ def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) 
         VerificationError: of another issuer, not current, or with a critical extension
             (a delta CRL, or one that covers only a part of what its issuer signed).
     """
+    crl = _read_crl(crl_der, issuer)
+    if not crl.last_update <= now <= crl.next_update:
+        raise VerificationError(
+            "the CRL is not current",
+            code="crl.expired" if now > crl.next_update else "crl.not_yet_valid",
+            expected=f"a time from {crl.last_update.isoformat()} to {crl.next_update.isoformat()}",
+            came=now.isoformat(),
+            mend="fetch the current CRL",
+        )
+    return crl
+
+
+@lru_cache(REMEMBERED_LISTS)
+def _read_crl(crl_der: bytes, issuer: x509.Certificate) -> RevocationList:
+    """Check all of a CRL but whether it is current."""
     try:
         crl = x509.load_der_x509_crl(crl_der)
         critical = [extension.oid for extension in crl.extensions if extension.critical]
@@ -246,15 +303,7 @@ def revoked_serials(crl_der: bytes, *, issuer: x509.Certificate, now: datetime) 
         )
     if next_update is None:
         raise MalformedError("CRL without a next update", code="crl.malformed")
-    if not last_update <= now <= next_update:
-        raise VerificationError(
-            "the CRL is not current",
-            code="crl.expired" if now > next_update else "crl.not_yet_valid",
-            expected=f"a time from {last_update.isoformat()} to {next_update.isoformat()}",
-            came=now.isoformat(),
-            mend="fetch the current CRL",
-        )
-    return revoked
+    return RevocationList(revoked, last_update, next_update)
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -11,21 +11,26 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from aigovtool.attestation.dcap import collateral as names
 from aigovtool.attestation.dcap.collateral import QeIdentity, TcbInfo, check_span, verify_p256
 from aigovtool.attestation.dcap.quote import Quote
 from aigovtool.attestation.evidence import Endorsements
 from aigovtool.attestation.x509chain import (
+    REMEMBERED_DOCUMENTS,
+    REMEMBERED_LISTS,
+    RevocationList,
     fingerprint,
     load_certificates,
     name_of,
-    revoked_serials,
     verify_chain,
+    verify_crl,
 )
 from aigovtool.errors import MalformedError, VerificationError
 
@@ -50,12 +55,27 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """
+    Certificates of one document.
+
+    Args:
+        certificates: from the leaf up.
+        pem: the same, in this order.
+    """
+
+    certificates: tuple[x509.Certificate, ...]
+    pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PckChain:
     """PCK certificate, the CA that issued it, and the root, checked against each other."""
 
     pck: x509.Certificate
     ca: x509.Certificate
     root: x509.Certificate
+    pem: bytes
 
     def __iter__(self) -> Iterator[x509.Certificate]:
         return iter((self.pck, self.ca, self.root))
@@ -68,13 +88,13 @@ class Collateral:
 
     Args:
         span: when all of it, chains and lists too, is valid.
-        issuer_chains: by document name, each from the leaf up.
+        issuer_chains: by document name, each as PEM from the leaf up.
     """
 
     tcb_info: TcbInfo
     qe_identity: QeIdentity
     span: Span
-    issuer_chains: Mapping[str, list[x509.Certificate]]
+    issuer_chains: Mapping[str, bytes]
 
 
 def verify_pck_chain(pem: bytes, *, root_sha256: bytes, now: datetime) -> PckChain:
@@ -85,7 +105,8 @@ def verify_pck_chain(pem: bytes, *, root_sha256: bytes, now: datetime) -> PckCha
         MalformedError: not certificates.
         VerificationError: not leaf, CA and root, or a rule of `x509chain` is broken.
     """
-    certificates = in_order(_load(pem, "PCK certificate chain"))
+    chain = _load(pem, "PCK certificate chain")
+    certificates = chain.certificates
     verify_chain(certificates, root_fingerprints=frozenset({root_sha256}), now=now)
     if len(certificates) != 3:
         raise VerificationError(
@@ -93,15 +114,21 @@ def verify_pck_chain(pem: bytes, *, root_sha256: bytes, now: datetime) -> PckCha
             code="dcap.pck.chain",
             came=f"{len(certificates)} certificates",
         )
-    return PckChain(*certificates)
+    return PckChain(*certificates, chain.pem)
 
 
-def _load(data: bytes, what: str) -> list[x509.Certificate]:
+def _load(data: bytes, what: str) -> Chain:
     try:
-        return load_certificates(data, what=what)
+        return _read_chain(data)
     except MalformedError as error:
         # A certificate that does not parse any more has been altered: it proves nothing.
         raise VerificationError(f"{what} is corrupted", code="dcap.chain.corrupted") from error
+
+
+@lru_cache(REMEMBERED_DOCUMENTS)
+def _read_chain(data: bytes) -> Chain:
+    certificates = tuple(in_order(load_certificates(data, what="certificate chain")))
+    return Chain(certificates, b"".join(one.public_bytes(Encoding.PEM) for one in certificates))
 
 
 def in_order(certificates: list[x509.Certificate]) -> list[x509.Certificate]:
@@ -166,47 +193,47 @@ def verify_collateral(
     tcb_chain = _issuer_chain(endorsements, names.TCB_INFO_ISSUER_CHAIN)
     qe_chain = _issuer_chain(endorsements, names.QE_IDENTITY_ISSUER_CHAIN)
     roots = frozenset({root_sha256})
-    verify_chain(crl_chain, root_fingerprints=roots, now=now, first_is_issuer=True)
-    for chain in (tcb_chain, qe_chain):
-        verify_chain(chain, root_fingerprints=roots, now=now)
-        if len(chain) != 2:
+    verify_chain(crl_chain.certificates, root_fingerprints=roots, now=now, first_is_issuer=True)
+    # one certificate signs both, as a rule
+    for chain in (tcb_chain,) if tcb_chain is qe_chain else (tcb_chain, qe_chain):
+        verify_chain(chain.certificates, root_fingerprints=roots, now=now, first_is_shared=True)
+        if len(chain.certificates) != 2:
             raise VerificationError(
                 "a TCB signing certificate stands directly under the root",
                 code="dcap.tcb_signing",
-                came=f"{len(chain)} certificates",
+                came=f"{len(chain.certificates)} certificates",
             )
-    tcb_signer, qe_signer = tcb_chain[0], qe_chain[0]
-    _check_revocation(endorsements, pck_chain, crl_chain[0], (tcb_signer, qe_signer), now=now)
+    tcb_signer, qe_signer = tcb_chain.certificates[0], qe_chain.certificates[0]
+    lists = _check_revocation(
+        endorsements, pck_chain, crl_chain.certificates[0], (tcb_signer, qe_signer), now=now
+    )
 
-    tcb_info_text = document(endorsements, names.TCB_INFO)
-    verify_p256(
-        tcb_signer.public_key(),
+    tcb_info = _signed_tcb_info(
+        tcb_signer,
         document(endorsements, names.TCB_INFO_SIGNATURE),
-        tcb_info_text,
-        what="the TCB info",
+        document(endorsements, names.TCB_INFO),
     )
-    qe_identity_text = document(endorsements, names.QE_IDENTITY)
-    verify_p256(
-        qe_signer.public_key(),
+    qe_identity = _signed_qe_identity(
+        qe_signer,
         document(endorsements, names.QE_IDENTITY_SIGNATURE),
-        qe_identity_text,
-        what="the QE identity",
+        document(endorsements, names.QE_IDENTITY),
     )
-    tcb_info = names.read_tcb_info(tcb_info_text)
-    qe_identity = names.read_qe_identity(qe_identity_text)
     check_span(tcb_info.issue_date, tcb_info.next_update, now=now, what="TCB info")
     check_span(qe_identity.issue_date, qe_identity.next_update, now=now, what="QE identity")
     span = (
         Span(tcb_info.issue_date, tcb_info.next_update)
         .within(qe_identity.issue_date, qe_identity.next_update)
-        .within_all((*pck_chain, *crl_chain, *tcb_chain, *qe_chain))
+        .within_all(pck_chain)
+        .within_all(crl_chain.certificates)
+        .within_all(tcb_chain.certificates)
+        .within_all(qe_chain.certificates)
     )
-    for name in (names.ROOT_CA_CRL, names.PCK_CRL):
-        span = span.within(*_span_of_list(document(endorsements, name)))
+    for crl in lists:
+        span = span.within(crl.last_update, crl.next_update)
     chains = {
-        names.PCK_CRL_ISSUER_CHAIN: crl_chain,
-        names.TCB_INFO_ISSUER_CHAIN: tcb_chain,
-        names.QE_IDENTITY_ISSUER_CHAIN: qe_chain,
+        names.PCK_CRL_ISSUER_CHAIN: crl_chain.pem,
+        names.TCB_INFO_ISSUER_CHAIN: tcb_chain.pem,
+        names.QE_IDENTITY_ISSUER_CHAIN: qe_chain.pem,
     }
     return Collateral(tcb_info, qe_identity, span, chains)
 
@@ -224,8 +251,23 @@ def document(endorsements: Endorsements, name: str) -> bytes:
         ) from None
 
 
-def _issuer_chain(endorsements: Endorsements, name: str) -> list[x509.Certificate]:
-    return in_order(_load(document(endorsements, name), name))
+def _issuer_chain(endorsements: Endorsements, name: str) -> Chain:
+    return _load(document(endorsements, name), name)
+
+
+# Both remember what a signer signed; when it is valid is asked each time.
+
+
+@lru_cache(REMEMBERED_LISTS)
+def _signed_tcb_info(signer: x509.Certificate, signature: bytes, text: bytes) -> TcbInfo:
+    verify_p256(signer.public_key(), signature, text, what="the TCB info")
+    return names.read_tcb_info(text)
+
+
+@lru_cache(REMEMBERED_LISTS)
+def _signed_qe_identity(signer: x509.Certificate, signature: bytes, text: bytes) -> QeIdentity:
+    verify_p256(signer.public_key(), signature, text, what="the QE identity")
+    return names.read_qe_identity(text)
 
 
 def _check_revocation(
@@ -235,7 +277,8 @@ def _check_revocation(
     signers: tuple[x509.Certificate, ...],
     *,
     now: datetime,
-) -> None:
+) -> tuple[RevocationList, RevocationList]:
+    """Check that no certificate used is revoked, and return the root's list and the CA's."""
     if (crl_issuer.subject, crl_issuer.public_key()) != (
         pck_chain.ca.subject,
         pck_chain.ca.public_key(),
@@ -248,28 +291,20 @@ def _check_revocation(
             came=name_of(crl_issuer),
             mend="fetch the list of the CA that issued this platform's certificate",
         )
-    by_root = revoked_serials(
-        document(endorsements, names.ROOT_CA_CRL), issuer=pck_chain.root, now=now
-    )
-    by_ca = revoked_serials(document(endorsements, names.PCK_CRL), issuer=crl_issuer, now=now)
-    for certificate, revoked in (
+    by_root = verify_crl(document(endorsements, names.ROOT_CA_CRL), issuer=pck_chain.root, now=now)
+    by_ca = verify_crl(document(endorsements, names.PCK_CRL), issuer=crl_issuer, now=now)
+    for certificate, crl in (
         (pck_chain.root, by_root),
         (pck_chain.ca, by_root),
         (crl_issuer, by_root),
         *((signer, by_root) for signer in signers),
         (pck_chain.pck, by_ca),
     ):
-        if certificate.serial_number in revoked:
+        if certificate.serial_number in crl.revoked:
             raise VerificationError(
                 f"{name_of(certificate)} is revoked",
                 code="dcap.revoked",
                 came=fingerprint(certificate).hex(),
                 mend="this platform or its signer cannot be trusted any more",
             )
-
-
-def _span_of_list(crl_der: bytes) -> tuple[datetime, datetime]:
-    crl = x509.load_der_x509_crl(crl_der)
-    next_update = crl.next_update_utc
-    assert next_update is not None  # `revoked_serials` refuses such a list
-    return crl.last_update_utc, next_update
+    return by_root, by_ca

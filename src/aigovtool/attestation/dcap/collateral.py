@@ -14,7 +14,6 @@ Source: Intel PCS API, "Get TCB Info" and "Get Enclave Identity", response model
 from __future__ import annotations
 
 import binascii
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -334,12 +333,12 @@ def documents_from_json(text: bytes) -> dict[str, bytes]:
 def documents_to_json(documents: Mapping[str, bytes]) -> str:
     """Write what `documents_from_json` reads; raises MalformedError on text that is not UTF-8."""
     try:
-        return json.dumps(
+        return msgspec.json.encode(
             {
                 name: body.hex() if name in _BINARY_DOCUMENTS else body.decode()
                 for name, body in documents.items()
             }
-        )
+        ).decode()
     except UnicodeDecodeError:
         raise MalformedError(
             "collateral text is not UTF-8", code="dcap.collateral.malformed"

@@ -10,12 +10,11 @@ Rule 3: anything else makes the quote untrue, whatever we found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 import dcap_qvl
 import msgspec
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aigovtool.attestation.dcap.chain import PckChain
@@ -69,7 +68,7 @@ def ask_second_verifier(
     endorsements: Endorsements,
     *,
     chain: PckChain,
-    issuer_chains: Mapping[str, Iterable[x509.Certificate]],
+    issuer_chains: Mapping[str, bytes],
     report: SgxReport | TdReport,
     verdict: TcbVerdict,
     now: datetime,
@@ -79,15 +78,17 @@ def ask_second_verifier(
 
     Args:
         chain: of the PCK, checked; it may have come with the quote or beside it.
-        issuer_chains: of the collateral, from the leaf up: dcap-qvl wants that order.
+        issuer_chains: of the collateral, as PEM from the leaf up: dcap-qvl wants that order.
 
     Raises:
         VerificationError: it finds something untrue, or another status.
     """
     now_s = int(now.timestamp())
-    documents = {name: endorsements.document(name) for name in REQUIRED_DOCUMENTS}
-    for name, certificates in {**issuer_chains, PCK_CERTIFICATE_CHAIN: chain}.items():
-        documents[name] = b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+    documents = {
+        **{name: endorsements.document(name) for name in REQUIRED_DOCUMENTS},
+        **issuer_chains,
+        PCK_CERTIFICATE_CHAIN: chain.pem,
+    }
     try:
         collateral = dcap_qvl.QuoteCollateralV3.from_json(documents_to_json(documents))
         verifier = dcap_qvl.QuoteVerifier(chain.root.public_bytes(Encoding.DER))

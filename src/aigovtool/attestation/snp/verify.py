@@ -50,8 +50,8 @@ from aigovtool.attestation.x509chain import (
     fingerprint,
     load_certificates,
     name_of,
-    revoked_serials,
     verify_chain,
+    verify_crl,
 )
 from aigovtool.errors import MalformedError, VerificationError
 
@@ -117,7 +117,7 @@ def verify(
     _check_signature(report, key.public_key)  # 6
     revocation: Literal["checked", "unknown"] = "unknown"
     if CRL in documents:  # 7
-        _check_not_revoked(revoked_serials(documents[CRL], issuer=root, now=now), intermediate)
+        _check_not_revoked(verify_crl(documents[CRL], issuer=root, now=now).revoked, intermediate)
         revocation = "checked"
     return SnpClaims(
         product=product,
