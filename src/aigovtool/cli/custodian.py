@@ -19,11 +19,13 @@ from aigovtool.cli.output import exits, json_option, print_json, result, talk, w
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from aigovtool.clock import Clock
     from aigovtool.custodian.admin_client import AdminClient
     from aigovtool.custodian.app import App
-    from aigovtool.custodian.data import ServerConfig
+    from aigovtool.custodian.data import DataFolder, ServerConfig
     from aigovtool.custodian.lend import Lent
     from aigovtool.custodian.server import Doors
+    from aigovtool.endorsements.courier import Courier
     from aigovtool.sealing.chunked import Progress
 
 V1 = "/api/v1"
@@ -227,6 +229,12 @@ def _simulated_alternative(now: datetime) -> Any:
     type=click.Path(path_type=Path, dir_okay=False),
     help="What evidence the new loan accepts, instead of DIR/policy.toml.",
 )
+@click.option(
+    "--fetch-endorsements",
+    is_flag=True,
+    help="Ask TEE vendors for what enclaves do not send with their evidence. Default: dial nobody.",
+)
+@click.option("--pccs", metavar="URL", help="With --fetch-endorsements: a PCCS instead of Intel.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning"]))
 @json_option
 @exits
@@ -248,6 +256,8 @@ def serve(
     lease_duration: float,
     max_enclaves: int,
     policy: Path | None,
+    fetch_endorsements: bool,
+    pccs: str | None,
     log_level: str,
     as_json: bool,
 ) -> None:
@@ -275,14 +285,16 @@ def serve(
         admin_key=admin_tls_key,
     )
     _log_to_stderr(log_level)
-    folder = DataFolder(data)
+    folder, clock = DataFolder(data), SystemClock()
     with (
+        _courier(folder, clock, fetch=fetch_endorsements, pccs=pccs) as courier,
         open_custodian(
             folder,
-            clock=SystemClock(),
+            clock=clock,
             environ=os.environ,
             master_key_file=master_key_file,
             database=database,
+            courier=courier,
         ) as app,
         closing(Doors.bind(config)) as doors,
     ):
@@ -314,6 +326,25 @@ _POLICY_MEND = (
     "write it (aigovtool enclave measure, where the enclave will run, prints it), or name one with "
     "--policy"
 )
+
+
+@contextmanager
+def _courier(
+    folder: DataFolder, clock: Clock, *, fetch: bool, pccs: str | None
+) -> Iterator[Courier | None]:
+    """Lend who fetches endorsements, with its cache in the data folder; None unless it was said."""
+    from aigovtool.endorsements.collector import Services
+    from aigovtool.endorsements.courier import open_courier
+    from aigovtool.errors import ConfigurationError
+
+    if not fetch:
+        if pccs is not None:
+            raise ConfigurationError("--pccs says where to fetch", mend="add --fetch-endorsements")
+        yield None
+        return
+    cache = folder.path / "endorsements"
+    with open_courier(Services.by(pccs=pccs), cache=cache, clock=clock) as courier:
+        yield courier
 
 
 def _log_to_stderr(level: str) -> None:

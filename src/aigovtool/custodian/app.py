@@ -23,7 +23,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import make_custodian_root
 from aigovtool.custodian import files, vault
 from aigovtool.custodian.admission import Admission
-from aigovtool.custodian.appraisal import Appraiser
+from aigovtool.custodian.appraisal import Appraiser, Completes
 from aigovtool.custodian.challenges import Challenges
 from aigovtool.custodian.data import DataFolder
 from aigovtool.custodian.enrolment import Enrolment
@@ -168,9 +168,13 @@ def open_custodian(
     environ: Mapping[str, str],
     master_key_file: Path | None = None,
     database: str | None = None,
+    courier: Completes | None = None,
 ) -> Iterator[App]:
     """
     Open the custodian in *folder* for the length of the block, alone.
+
+    Args:
+        courier: fetches what enclaves do not send of their endorsements; None dials nobody.
 
     Raises:
         ConfigurationError: not initialised, a wrong master key, files that cannot be used.
@@ -206,6 +210,7 @@ def open_custodian(
             identity=identity,
             key=key,
             admin_token_sha256=hash_token(token),
+            courier=courier,
             stack=stack,
         )
 
@@ -232,6 +237,7 @@ def _build(
     identity: Custodian,
     key: SigningKey,
     admin_token_sha256: bytes,
+    courier: Completes | None,
     stack: contextlib.ExitStack,
 ) -> App:
     reports = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="reports"))
@@ -239,7 +245,11 @@ def _build(
     hub = Hub()
     ledger = Ledger(store=store, clock=clock, publisher=hub)
     appraiser = Appraiser(
-        ledger=ledger, judge=judge, verdicts=Verdicts(key=key), custodian_key=key.public_key
+        ledger=ledger,
+        judge=judge,
+        verdicts=Verdicts(key=key),
+        custodian_key=key.public_key,
+        courier=courier,
     )
     return App(
         folder=folder,

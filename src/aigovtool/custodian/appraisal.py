@@ -36,6 +36,14 @@ class Judge(Protocol):
     ) -> AttestationResult: ...
 
 
+class Completes(Protocol):
+    """`endorsements.courier.Courier`, where the operator wants it; never fails."""
+
+    def complete(self, evidence: Evidence, have: Endorsements, *, now: datetime) -> Endorsements:
+        """Return *have*, with what is missing or out of date, as far as it can be had."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraised:
     """
@@ -56,12 +64,19 @@ class Appraiser:
     """Holds evidence against the policy of a loan, as of now."""
 
     def __init__(
-        self, *, ledger: Ledger, judge: Judge, verdicts: Verdicts, custodian_key: bytes
+        self,
+        *,
+        ledger: Ledger,
+        judge: Judge,
+        verdicts: Verdicts,
+        custodian_key: bytes,
+        courier: Completes | None = None,
     ) -> None:
         self._ledger = ledger
         self._judge = judge
         self._verdicts = verdicts
         self._custodian_key = custodian_key
+        self._courier = courier
 
     def appraise(
         self,
@@ -109,7 +124,10 @@ class Appraiser:
         )
         with self._ledger.read() as tx:
             policy = tx.loan_policy(loan).encode()
-        now = self._ledger.clock.now()
+        clock = self._ledger.clock
+        if self._courier is not None:
+            endorsed = self._courier.complete(shown, endorsed, now=clock.now())
+        now = clock.now()
         verdict: AttestationResult | AppraisalError | VerificationError
         try:
             verdict = self._judge(
