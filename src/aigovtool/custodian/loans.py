@@ -29,6 +29,7 @@ MAX_ENCLAVES = 10_000
 MAX_LEASE_CREDITS = 1_000_000_000
 MAX_SETTLE_GRACE_S = 86_400.0
 MAX_WIPE_AFTER_S = 30 * 86_400.0
+MAX_LOAN_LIFE = timedelta(days=36_525)  # a century
 MAX_REATTEST_INTERVAL_S = 30 * 86_400.0  # as long as Intel's collateral is valid
 
 T = TypeVar("T")
@@ -286,5 +287,13 @@ def _check_terms(terms: LoanTerms, now: datetime) -> None:
             "the loan would have expired before it begins",
             code="loan.terms",
             expected=f"a time after {now.isoformat()}",
+            came=terms.expires.isoformat(),
+        )
+    # a date near the end of the calendar can be past it in UTC, and the ledger unreadable for good
+    if terms.expires is not None and terms.expires - now > MAX_LOAN_LIFE:
+        raise MalformedError(
+            "the loan would expire too far in the future",
+            code="loan.terms",
+            expected=f"a time before {(now + MAX_LOAN_LIFE).isoformat()}, or none",
             came=terms.expires.isoformat(),
         )

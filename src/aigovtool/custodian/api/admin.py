@@ -30,7 +30,7 @@ from aigovtool.custodian.documents import manifest_text, ticket_text
 from aigovtool.custodian.ledger import loan_of, only_loan, session_of
 from aigovtool.custodian.records import Loan, RequestId, RequestState
 from aigovtool.custodian.store.base import Reading
-from aigovtool.errors import MalformedError
+from aigovtool.errors import ConfigurationError, MalformedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import decode
 
@@ -224,14 +224,17 @@ class AdminDoor:
                     self._app.folder.policy,
                     mend="write it, or give a policy with the loan: it says what may run the model",
                 )
-            made = self._app.loans.create(
-                name=wanted.name,
-                model=bytes.fromhex(wanted.model),
-                policy=policy,
-                terms=wanted.terms(),
-                credits=wanted.credits,
-                actor=ADMIN,
-            )
+            try:
+                made = self._app.loans.create(
+                    name=wanted.name,
+                    model=bytes.fromhex(wanted.model),
+                    policy=policy,
+                    terms=wanted.terms(),
+                    credits=wanted.credits,
+                    actor=ADMIN,
+                )
+            except ConfigurationError as error:  # the caller's policy, and the caller's to mend
+                raise MalformedError(error.reasons[0], others=error.reasons[1:]) from None
             with self._app.ledger.read() as tx:
                 return views.MadeLoan(
                     loan=views.loan_view(tx, made.row, self._app.clock.now()),

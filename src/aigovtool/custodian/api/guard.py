@@ -41,7 +41,7 @@ class Guard:
                 came=ascii(host[:80]),
             )
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _netloc(origin) != host:
             raise RefusedError("a request from another site", code="admin.origin")
         if not any(same_token(token, self._token_sha256) for token in tokens_of(request)):
             raise UnauthenticatedError(
@@ -56,3 +56,11 @@ class Guard:
         except ValueError:
             return False
         return name in self._names
+
+
+def _netloc(origin: str) -> str | None:
+    """Return host and port of an Origin header; None when it cannot be read."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -32,6 +32,7 @@ from aigovtool.errors import (
 from aigovtool.wire.problem import CONTENT_TYPE, INTERNAL, Problem, headers_of, problem_of
 
 BODY_TIMEOUT_S = 30.0
+MAX_DIGITS = 20
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -144,6 +145,8 @@ def positive(text: str, what: str, *, default: int, most: int) -> int:
     """Read a number of a query string; raises MalformedError out of 1 to *most*."""
     if not text:
         return default
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= most:
+    # the length first: int() refuses thousands of digits with an error of its own
+    number = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
+    if not number or not 1 <= int(text) <= most:
         raise MalformedError(f"{what} is not a number of 1 to {most}", came=ascii(text[:20]))
     return int(text)
