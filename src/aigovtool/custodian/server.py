@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from aigovtool.channel.guarded import guarded_protocol
 from aigovtool.crypto.tls import TLS_CIPHERS, make_custodian_identity, server_context
 from aigovtool.custodian.api.admin import admin_app
 from aigovtool.custodian.api.either import accept_either
@@ -197,11 +197,12 @@ class _Uvicorn(uvicorn.Server):
     """One door. Signals are ours: the two doors end together, after the enclaves were told."""
 
     def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
+        self._protocol = guarded_protocol(max_connections=MAX_CONNECTIONS)
         super().__init__(
             uvicorn.Config(
                 app,
                 ssl_context_factory=None if tls is None else lambda *_: tls,
-                http=HttpToolsProtocol,
+                http=self._protocol,
                 ws="websockets-sansio",
                 ws_max_size=MAX_CONTROL_BYTES,
                 ws_ping_interval=PING_EVERY_S,
@@ -212,7 +213,6 @@ class _Uvicorn(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=IDLE_TIMEOUT_S,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
             )
@@ -224,9 +224,9 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.is_up.set()
 
-    def protocol(self) -> HttpToolsProtocol:
+    def protocol(self) -> asyncio.Protocol:
         """Serve one connection that was accepted elsewhere."""
-        return HttpToolsProtocol(
+        return self._protocol(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 

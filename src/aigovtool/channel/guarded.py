@@ -1,0 +1,103 @@
+"""
+uvicorn's HTTP connection, guarded: what both servers ask of a connection before it is a request.
+
+Rule 1: a request's head is finished within a time and a size, or the connection is closed. uvicorn
+        itself bounds neither, so one caller without any key could fill the memory.
+Rule 2: connections are bounded in number, and broken HTTP is answered with problem details.
+Rule 3: what follows a chunked body is no header (RFC 9110 section 6.5.1): it is counted, and
+        forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from aigovtool.errors import MalformedError, UnavailableError
+from aigovtool.wire.problem import CONTENT_TYPE, Problem, problem_of
+
+HEAD_TIME_S = 15.0
+MAX_HEAD_BYTES = 64 << 10
+
+
+def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
+    """Return the protocol for a server that holds at most *max_connections* at one time."""
+
+    class GuardedProtocol(HttpToolsProtocol):
+        _head_bytes = 0
+        _head_timer: asyncio.TimerHandle | None = None
+        _in_head = True
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > max_connections:
+                self._refuse(
+                    problem_of(UnavailableError("too many connections", code="connections"))
+                )
+                return
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_is_here()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self.cycle is not None and self.cycle.response_complete:
+                # uvicorn stops its idle timer for anything that comes, a lone line end too
+                self._await_head()
+            super().data_received(data)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head_bytes, self._in_head = 0, True
+            self._await_head()
+
+        def on_url(self, url: bytes) -> None:
+            self._count(url)
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(name)
+            self._count(value)
+            if self._in_head:
+                super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            self._head_is_here()
+            super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(problem_of(MalformedError("not an HTTP request", code="http")))
+
+        def _count(self, part: bytes) -> None:
+            self._head_bytes += len(part)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                raise ValueError("request head too large")  # the parser turns it into a 400
+
+        def _await_head(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_TIME_S, self._close)
+
+        def _head_is_here(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _close(self) -> None:
+            self.transport.close()
+
+        def _refuse(self, problem: Problem) -> None:
+            body = msgspec.json.encode(problem)
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%s"
+                % (problem.status, problem.title.encode(), CONTENT_TYPE.encode(), len(body), body)
+            )
+            self.transport.close()
+
+    return GuardedProtocol
