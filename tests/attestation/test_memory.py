@@ -23,7 +23,7 @@ from tests.attestation.fake_vendors import DAY, NOW, certificate, crl, der
 ROOT_KEY, CA_KEY, LEAF_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
 ROOT = certificate("memory root", ROOT_KEY, "memory root", ROOT_KEY, ca=True)
 CA = certificate("memory ca", CA_KEY, "memory root", ROOT_KEY, ca=True)
-LEAF = certificate("memory leaf", LEAF_KEY, "memory ca", CA_KEY)
+LEAF = certificate("memory leaf", LEAF_KEY, "memory ca", CA_KEY, ca=None, digital_signature=True)
 PIN = frozenset({fingerprint(ROOT)})
 
 
@@ -40,7 +40,7 @@ def test_a_chain_that_was_accepted_still_expires() -> None:
 
     with pytest.raises(VerificationError) as refused:
         judge(LEAF, CA, ROOT, after=10_000 * DAY)
-    assert refused.value.code == "certificate.expired"
+    assert refused.value.reasons[0].code == "certificate.expired"
     judge(LEAF, CA, ROOT)
 
 
@@ -50,7 +50,7 @@ def test_a_list_that_was_accepted_still_expires() -> None:
 
     with pytest.raises(VerificationError) as refused:
         verify_crl(data, issuer=ROOT, now=known.next_update + timedelta(seconds=1))
-    assert refused.value.code == "crl.expired"
+    assert refused.value.reasons[0].code == "crl.expired"
 
 
 def test_certificates_of_machines_are_not_kept() -> None:
@@ -70,7 +70,7 @@ def test_a_refusal_is_judged_anew_and_not_kept() -> None:
     for _ in range(2):
         with pytest.raises(VerificationError) as refused:
             judge(LEAF, forged, ROOT)
-        assert refused.value.code == "certificate.signature"
+        assert refused.value.reasons[0].code == "certificate.signature"
     assert entries() == before
 
 
