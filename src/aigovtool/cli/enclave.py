@@ -17,6 +17,7 @@ import click
 
 from aigovtool.attestation.evidence import Tee
 from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
+from aigovtool.enclave.attester.base import ATTESTED
 from aigovtool.enclave.config import DEFAULT_COMPUTE_THREADS, DEFAULT_LISTEN, EnclaveConfig, Limits
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _tee_option = _option(
     "--tee",
-    type=click.Choice([_AUTO, *sorted(tee.value for tee in Tee)]),
+    type=click.Choice([_AUTO, *sorted(tee.value for tee in ATTESTED)]),
     default=_AUTO,
     show_default=True,
     help="The TEE to prove; auto takes what this machine has.",
@@ -153,7 +154,8 @@ def serve(
         talk.print(f"not hardened: {missing}")
     clock = SystemClock()
     choice = choose(None if tee == _AUTO else Tee(tee), clock=clock)
-    talk.print(f"TEE: {choice.attester.describe()} ({choice.why})")
+    talk.print(f"TEE: {choice.attester.describe()} ({choice.why})", markup=False)
+    talk.print(f"found: {', '.join(choice.found) or 'no TEE'}", markup=False)
     if choice.attester.tee is Tee.SIMULATED:
         warn_simulated()
     config = EnclaveConfig(
@@ -205,6 +207,27 @@ def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+@enclave.command()
+@_tee_option
+@json_option
+@exits
+def detect(*, tee: str, as_json: bool) -> None:
+    """Say which TEEs this machine has, and which one `serve` would prove, and why."""
+    from aigovtool.clock import SystemClock
+    from aigovtool.enclave.attester.detect import choose
+
+    choice = choose(None if tee == _AUTO else Tee(tee), clock=SystemClock())
+    chosen = choice.attester.tee
+    if chosen is Tee.SIMULATED:
+        warn_simulated()
+    if as_json:
+        print_json({"tee": chosen, "why": choice.why, "found": choice.found})
+        return
+    click.echo(f"{chosen}: {choice.attester.describe()}\n  why: {choice.why}")
+    for door in choice.found or ("no TEE",):
+        click.echo(f"  found: {door}")
 
 
 @enclave.command()

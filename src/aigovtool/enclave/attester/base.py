@@ -8,6 +8,18 @@ from aigovtool.attestation.binding import REPORT_DATA_BYTES
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.errors import MalformedError
 
+ATTESTED = (
+    Tee.SGX,
+    Tee.TDX,
+    Tee.SNP,
+    Tee.NITRO,
+    Tee.AZURE_SNP,
+    Tee.AZURE_TDX,
+    Tee.COMPOSITE,
+    Tee.SIMULATED,
+)
+"""Kinds that `detect` has an attester for: a TPM or a GPU alone holds no enclave."""
+
 
 class Attester(Protocol):
     """
