@@ -36,7 +36,7 @@ CODES = {
     "certificate expired": "certificate.expired",
     "debug: PCR0..PCR2 are zero": "nitro.debug",
     "signature chain: COSE signature does not verify": "cose.signature",
-    "signature chain: the leaf certificate does not parse": "certificate.malformed",
+    "signature chain: the leaf certificate does not parse": "nitro.certificate",
     "signature chain: root certificate is not the AWS Nitro Enclaves root": "certificate.root",
 }
 

@@ -66,10 +66,10 @@ _ENDORSEMENTS: Mapping[Tee, Mapping[str, str]] = {
     Tee.TPM2: _AK_CERTIFICATES,
 }
 _WITH_COLLATERAL = frozenset({Tee.SGX, Tee.TDX, Tee.SIMULATED, Tee.AZURE_TDX})
-_COMPOSITE_CPUS = {"quote": Tee.TDX, "report": Tee.SNP}
-"""The kind of a composite's CPU part, by the role that only this kind has."""
-
-# Usual names of a role's file, the first that is there.
+# Usual names of a role's file, the first that is there. A certificate says itself whether it is DER
+# or PEM, whatever its file is called.
+_CERTIFICATES = ("vcek", "vlek", "ca_chain", "ak_cert", "ak_intermediates")
+_CERTIFICATE_ENDS = (".der", ".pem", ".crt", ".cer")
 _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "quote": ("quote.bin",),
     "event_log": ("event_log.json",),
@@ -77,9 +77,7 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "root_ca": ("root_ca.der",),
     "report": ("report.bin",),
     "certificate_table": ("certificate_table.bin",),
-    "vcek": ("vcek.der", "vcek.pem"),
-    "vlek": ("vlek.der", "vlek.pem"),
-    "ca_chain": ("ca_chain.pem",),
+    **{role: tuple(f"{role}{end}" for end in _CERTIFICATE_ENDS) for role in _CERTIFICATES},
     "crl": ("crl.der",),
     "document": ("document.cbor",),
     "hcl_report": ("hcl_report.bin",),
@@ -87,8 +85,6 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "tpm_signature": ("tpm_quote.sig",),
     "tpm_pcrs": ("tpm_pcrs_sha256.json",),
     "ak_public": ("ak_public.tpmt",),
-    "ak_cert": ("ak_cert.der", "ak_cert.pem"),
-    "ak_intermediates": ("ak_intermediates.pem",),
 }
 _TPM_BANKS = ("sha1", "sha256", "sha384", "sha512")
 
@@ -124,14 +120,20 @@ def read_endorsements(tee: Tee, path: Path) -> Endorsements:
     """
     Read endorsements from one file (collateral as JSON; a certificate), or from a folder.
 
+    Collateral of a kind whose endorsements are several files is one of those of its folder.
+
     Raises:
         ConfigurationError: a file cannot be read, or its name does not say what it is.
         MalformedError: collateral that is not its JSON.
     """
     if path.is_dir():
         return endorsements_of(tee, path, usual_roles(path))
-    if tee in _WITH_COLLATERAL and path.suffix == ".json":
+    if tee in _ONE_FILE & _WITH_COLLATERAL and path.suffix == ".json":
         return endorsements_of(tee, path.parent, {COLLATERAL: path.name})
+    if tee in _WITH_COLLATERAL | {Tee.COMPOSITE} and path.suffix == ".json":
+        return endorsements_of(
+            tee, path.parent, {**usual_roles(path.parent), COLLATERAL: path.name}
+        )
     for role in _ENDORSEMENTS.get(tee, {}):
         if path.stem == role:
             return endorsements_of(tee, path.parent, {role: path.name})
@@ -150,6 +152,9 @@ def usual_roles(folder: Path) -> dict[str, object]:
         found = next((name for name in names if (folder / name).is_file()), None)
         if found is not None:
             roles[role] = found
+    collateral = sorted(file.name for file in folder.glob("collateral*.json"))
+    if COLLATERAL not in roles and len(collateral) == 1:  # of several, somebody must say which
+        roles[COLLATERAL] = collateral[0]
     roles["quotes"] = [
         {
             "bank": bank,
@@ -241,14 +246,21 @@ def _devices(folder: Path, roles: Roles) -> dict[str, bytes]:
 
 
 def _composite_cpu(roles: Roles) -> Tee:
-    found = [tee for role, tee in _COMPOSITE_CPUS.items() if role in roles]
-    if len(found) != 1:
-        raise ConfigurationError(
-            "composite evidence without exactly one CPU part",
-            code="evidence.missing",
-            expected=" or ".join(_COMPOSITE_CPUS),
-        )
-    return found[0]
+    """Return the kind of a composite's CPU part, by the roles that only this kind has."""
+    match "hcl_report" in roles, "quote" in roles, "report" in roles:
+        case True, True, False:
+            return Tee.AZURE_TDX
+        case True, False, False:
+            return Tee.AZURE_SNP
+        case False, True, False:
+            return Tee.TDX
+        case False, False, True:
+            return Tee.SNP
+    raise ConfigurationError(
+        "composite evidence without exactly one CPU part",
+        code="evidence.missing",
+        expected="quote, report or hcl_report",
+    )
 
 
 def _prefixed(tee: Tee, documents: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -50,11 +50,13 @@ _TEES: Mapping[str, Tee] = {
     "Nitro": Tee.NITRO,
     "NVIDIA GPU": Tee.NVIDIA,
     "NVIDIA NVSwitch": Tee.NVIDIA,
-    "TDX + NVIDIA GPU": Tee.COMPOSITE,
     "Azure SEV-SNP vTPM": Tee.AZURE_SNP,
     "Azure TDX vTPM": Tee.AZURE_TDX,
     "TPM 2.0": Tee.TPM2,
 }
+
+
+_GPU = " + NVIDIA"  # as in "TDX + NVIDIA GPU"
 
 
 class Case(Struct, frozen=True):
@@ -152,9 +154,7 @@ def judge_folder(folder: Path) -> Iterator[CaseResult]:
 
 def judge_case(folder: Path, vector: Vector, case: Case) -> Verdict:
     """Judge one case from its evidence, endorsements and time alone."""
-    tee = _TEES.get(vector.tee)
-    if tee is None:
-        raise ConfigurationError("vector of an unknown TEE", code="manifest", came=vector.tee)
+    tee = _tee_of(vector)
     place = folder / file_name(vector.id)
     roles: dict[str, object] = dict(vector.files)
     if case.collateral is not None:
@@ -179,6 +179,13 @@ def judge_case(folder: Path, vector: Vector, case: Case) -> Verdict:
     return Verdict(authentic=True, claims=claims, reasons=tuple(dict.fromkeys(words)))
 
 
+def _tee_of(vector: Vector) -> Tee:
+    tee = Tee.COMPOSITE if _GPU in vector.tee else _TEES.get(vector.tee)
+    if tee is None:
+        raise ConfigurationError("vector of an unknown TEE", code="manifest", came=vector.tee)
+    return tee
+
+
 def _strict_policy(tee: Tee, vector: Vector) -> Alternative:
     """Demand revocation evidence as far as the vector can carry it: OCSP, where it has some."""
     if tee is Tee.NVIDIA and "ocsp" not in vector.files:
@@ -196,19 +203,27 @@ _WORDS: Mapping[str, str] = {
     "nitro.debug": "debug: PCR0..PCR2 are zero",
     ENDORSEMENT_MISSING: "endorsement certificate missing",
     "certificate.expired": "certificate expired",
+    "certificate.not_yet_valid": "certificate not yet valid",
     "crl.expired": "collateral expired",
     "crl.not_yet_valid": "collateral not yet valid",
     "dcap.collateral.expired": "collateral expired",
     "dcap.collateral.not_yet_valid": "collateral not yet valid",
     "tpm2.ak": "AK has no certificate: signature valid, AK not anchored",
 }
+# Under Intel's root, certificates are a part of the collateral; they live longer than the rest.
+_WORDS_OF_INTEL: Mapping[str, str] = {
+    **_WORDS,
+    "certificate.expired": "collateral expired",
+    "certificate.not_yet_valid": "collateral not yet valid",
+}
+_INTEL = frozenset({Tee.SGX, Tee.TDX})
 _CHAIN = "signature chain: "
 
 
 def _in_their_words(reason: Reason, tee: Tee, *, otherwise: str = "") -> str:
     if reason.code.startswith("nvidia."):
         return f"GPU: {_of_gpu(reason)}" if tee is Tee.COMPOSITE else _of_gpus(reason)
-    words = _WORDS.get(reason.code)
+    words = (_WORDS_OF_INTEL if tee in _INTEL else _WORDS).get(reason.code)
     return otherwise + reason.message if words is None else words.format(came=reason.came)
 
 
@@ -221,6 +236,8 @@ def _of_gpu(reason: Reason) -> str:
     what = {"nvidia.device_revocation": "device", "nvidia.rim_revocation": "RIM"}.get(reason.code)
     if what is not None and reason.came == Revocation.UNKNOWN:
         return "revocation status unknown"
+    if what is not None and reason.came in (Revocation.REVOKED, Revocation.ON_HOLD):
+        return f"revocation: {what} certificate {reason.came}"
     if what is not None:
         return f"revocation: {what} OCSP responses not valid at this time"
     if reason.code == "nvidia.rim":

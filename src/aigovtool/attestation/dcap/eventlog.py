@@ -46,7 +46,9 @@ class Event:
     payload: bytes | None
 
 
-class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
+class _Entry(Struct, frozen=True):
+    """What is read of an entry; a guest may say more, and nothing of it is believed (rule 2)."""
+
     imr: Annotated[int, Meta(ge=0, le=3)]
     event_type: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
     digest: Annotated[str, Meta(pattern="^[0-9a-fA-F]{96}$")]

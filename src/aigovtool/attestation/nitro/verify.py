@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from aigovtool.attestation.evidence import Endorsements, Evidence
@@ -24,7 +25,7 @@ from aigovtool.attestation.nitro.claims import NitroClaims
 from aigovtool.attestation.nitro.cose import parse_sign1, verify_sign1
 from aigovtool.attestation.nitro.layout import parse_document
 from aigovtool.attestation.x509chain import load_certificates, verify_chain
-from aigovtool.errors import VerificationError
+from aigovtool.errors import MalformedError, VerificationError
 
 DOCUMENT = "document"  # evidence: COSE_Sign1 as the NSM device gave it
 
@@ -59,13 +60,7 @@ def verify(
     """
     message = parse_sign1(evidence.document(DOCUMENT))  # 1
     document = parse_document(message.payload)
-    chain = [
-        load_certificates(der, what=what)[0]
-        for what, der in (
-            ("certificate", document.certificate),
-            *(("cabundle", der) for der in reversed(document.cabundle)),
-        )
-    ]
+    chain = [_certificate(der) for der in (document.certificate, *reversed(document.cabundle))]
     verify_chain(chain, root_fingerprints=roots, now=now)  # 2
     key = chain[0].public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
@@ -90,3 +85,13 @@ def verify(
         public_key=document.public_key,
         verified_at=now,
     )
+
+
+def _certificate(der: bytes) -> x509.Certificate:
+    try:
+        return load_certificates(der, what="certificate")[0]
+    except MalformedError as error:
+        # The document is whole, so a certificate that does not parse any more has been altered.
+        raise VerificationError(
+            "a certificate of the document is corrupted", code="nitro.certificate"
+        ) from error

@@ -41,7 +41,7 @@ _HWID = _ARC + "4"
 _CSP_ID = _ARC + "5"
 _X509_V3 = 2
 _MAX_COMPONENT = 255
-_PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----\s*")
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
 
 
 @asn1.sequence
@@ -210,7 +210,7 @@ def _malformed(problem: str) -> MalformedError:
 
 
 def _der(data: bytes) -> bytes:
-    pem = _PEM.match(data)
+    pem = _PEM.search(data)
     if pem is None:
         return data
     try:
