@@ -73,7 +73,8 @@ async def test_a_stop_cancels_what_is_in_flight_wipes_and_proves(
         assert "Retry-After" in headers
         assert (await enclave.get("/v2/health/ready"))[0] == 503
         assert (await enclave.get("/v2/health/live"))[0] == 200
-        assert (await enclave.get("/v1/budget", custodian.alice))[1]["state"] == "stopped"
+        _, view, _ = await enclave.get("/v1/budget", custodian.alice)
+        assert (view["state"], view["remaining"]) == ("stopped", 0)
 
 
 async def test_a_stop_wakes_who_waits(enclave: RunningEnclave) -> None:
@@ -107,7 +108,8 @@ async def test_a_closed_loan_is_never_asked_for_again(enclave: RunningEnclave) -
     await custodian.until(lambda: len(custodian.proofs) == 1)
     status, answer, _ = await enclave.infer()
     assert (status, answer["kind"]) == (503, "loan.not_active")
-    assert (await enclave.get("/v1/budget", custodian.alice))[1]["state"] == "closed"
+    _, view, _ = await enclave.get("/v1/budget", custodian.alice)
+    assert (view["state"], view["remaining"]) == ("closed", 0)
     assert not custodian.nonces
     assert not enclave.task.done()
 
@@ -154,7 +156,10 @@ async def test_partitioned_past_its_lease_not_one_is_served(enclave: RunningEncl
     await custodian.cut()
     while (await enclave.get("/v1/budget", custodian.alice))[1]["state"] != "unreachable":
         pass
+    _, view, _ = await enclave.get("/v1/budget", custodian.alice)
+    assert view["remaining"] == view["lease_remaining"] == 1  # and not the nine of the loan
     enclave.clock.ahead_s += 5.0
+    assert (await enclave.get("/v1/budget", custodian.alice))[1]["remaining"] == 0
     assert [(await enclave.infer())[0] for _ in range(3)] == [503] * 3
     enclave.clock.ahead_s -= 5.0  # nor when the clock is turned back
     assert [(await enclave.infer())[0] for _ in range(3)] == [503] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire import control, problem, receipt, ticket
-from aigovtool.wire.codec import decode, encode, open_signed, sign
+from aigovtool.wire.codec import Message, decode, encode, open_signed, sign
+from aigovtool.wire.enrolment import Keys, SessionStatement, Terms
 
 KEY = SigningKey.from_seed(bytes(32))
 RECEIPT = receipt.Receipt(
@@ -37,6 +39,28 @@ TICKET = ticket.Ticket(
     custodian_key="ed25519:x",
     custodian_certificate="-----BEGIN CERTIFICATE-----\nx\n",
     token="t",
+)
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+TERMS = Terms(lease_duration_s=5.0, wipe_after_s=60.0, expires=NOW)
+STATEMENT = SessionStatement(
+    loan=LoanId("loan_1"),
+    session=SessionId("session_1"),
+    keys=Keys(tls_spki_sha256=bytes(32), signing_key=bytes(32), hpke_key=bytes(1216)),
+    model_digest=bytes(32),
+    lease=None,
+    left=0,
+    issued=NOW,
+    expires=NOW,
+)
+PROOF = control.StopProof(
+    loan=LoanId("loan_1"),
+    session=SessionId("session_1"),
+    receipts=0,
+    receipt_chain=bytes(32),
+    cancelled=0,
+    reason="stopped",
+    wiped=NOW,
 )
 
 
@@ -182,3 +206,21 @@ def test_damaged_ticket_is_named(tmp_path: Path, change: tuple[str, str], named:
 def test_missing_ticket_says_where_it_comes_from(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigurationError, match=r"loan\.toml"):
         ticket.read_ticket(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (RECEIPT, "time"),
+        (STATEMENT, "issued"),
+        (STATEMENT, "expires"),
+        (TERMS, "expires"),
+        (PROOF, "wiped"),
+    ],
+)
+def test_a_time_without_a_zone_is_malformed(message: Message, field: str) -> None:
+    """Each peer would read it by its own clock's zone."""
+    naive = msgspec.structs.replace(message, **{field: NOW.replace(tzinfo=None)})
+    assert decode(encode(message), type(message)) == message
+    with pytest.raises(errors.MalformedError, match=field):
+        decode(encode(naive), type(message))

@@ -197,8 +197,6 @@ def _open_statement(
             came=f"other keys or another loan, in session {statement.session}",
             mend="nothing: the statement of another enclave was shown",
         )
-    if statement.issued.tzinfo is None or statement.expires.tzinfo is None:
-        raise MalformedError("the custodian's statement has a time without a time zone")
     # `issued` is by the custodian's clock, and what runs out is short: a clock that is a
     # little behind must not refuse what is fresh
     if statement.issued > now + CLOCK_SKEW:

@@ -10,7 +10,8 @@ class BudgetView(Message, frozen=True, kw_only=True):
     """
     Args:
         state: of the loan: active, stopped, expired, closed, or unreachable (no contact).
-        remaining: credits this consumer can still use here.
+        remaining: credits this consumer can still use here: without contact those in live leases,
+            and none of a loan that is stopped, expired or closed.
         own_budget: whether the consumer has a budget of its own within the loan's.
         lease_remaining: credits in the live leases of this enclave.
         lease_valid_s: how long the longest of them still lives, 0 without one.

@@ -9,7 +9,8 @@ only after its signature holds.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, overload
+from datetime import datetime
+from typing import Annotated, Any, TypeVar, overload
 
 import msgspec
 
@@ -20,6 +21,9 @@ from aigovtool.errors import MalformedError, TooLargeError
 MAX_MESSAGE_BYTES = 8 << 20  # endorsements with NVIDIA RIMs are the largest thing sent
 
 T = TypeVar("T")
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A time in a message: one that does not say in which zone it is, is refused."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

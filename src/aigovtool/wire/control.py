@@ -15,11 +15,10 @@ place of an older one that was not answered yet.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TypeAlias
 
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
-from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed
+from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed, Time
 from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
 
 MAX_CONTROL_BYTES = MAX_MESSAGE_BYTES  # what was small enough to enrol can attest again
@@ -123,7 +122,7 @@ class StopProof(Message, frozen=True, kw_only=True):
     receipt_chain: bytes
     cancelled: int
     reason: str
-    wiped: datetime
+    wiped: Time
 
 
 class Stopped(Message, frozen=True, kw_only=True, tag="stopped"):

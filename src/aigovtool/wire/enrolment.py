@@ -11,10 +11,8 @@ Enrolment: an enclave proves what it is and receives the content key.
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
-from aigovtool.wire.codec import Message, Signed
+from aigovtool.wire.codec import Message, Signed, Time
 
 
 class ChallengeRequest(Message, frozen=True, kw_only=True):
@@ -74,7 +72,7 @@ class Terms(Message, frozen=True, kw_only=True):
 
     lease_duration_s: float
     wipe_after_s: float
-    expires: datetime | None
+    expires: Time | None
 
 
 class RosterEntry(Message, frozen=True, kw_only=True):
@@ -111,8 +109,8 @@ class SessionStatement(Message, frozen=True, kw_only=True):
     model_digest: bytes
     lease: LeaseId | None
     left: int
-    issued: datetime
-    expires: datetime
+    issued: Time
+    expires: Time
 
 
 class Release(Message, frozen=True, kw_only=True):

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
 
 from aigovtool.errors import MalformedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
-from aigovtool.wire.codec import Message, Signed
+from aigovtool.wire.codec import Message, Signed, Time
 
 MAX_RECEIPT_BYTES = 4096
 NO_RECEIPT_BEFORE = bytes(32)
@@ -41,7 +40,7 @@ class Receipt(Message, frozen=True, kw_only=True):
     cost: int
     balance_before: int
     balance_after: int
-    time: datetime
+    time: Time
 
 
 def to_header(signed: Signed) -> str:

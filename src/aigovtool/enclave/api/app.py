@@ -149,13 +149,20 @@ class Api:
                 model=session.verified.manifest.name,
                 model_version=session.verified.manifest.version,
                 state=_LOAN_STATES.get(self._enclave.life.state, "unreachable"),
-                remaining=renewal.standing.remaining(consumer, now_s),
+                remaining=self._remaining(session, consumer, now_s),
                 own_budget=renewal.standing.has_own_budget(consumer),
                 lease_remaining=session.till.meter.credits(now_s),
                 lease_valid_s=max(0.0, valid_s),
                 waiting=len(renewal.queue),
             )
         )
+
+    def _remaining(self, session: Session, consumer: ConsumerId, now_s: float) -> int:
+        """Return what *consumer* can still use here, in the state in which the enclave is."""
+        life = self._enclave.life
+        if life.state is State.UNREACHABLE:  # live leases pay, and there will be no other
+            return session.till.meter.usable(consumer, now_s)
+        return session.renewal.standing.remaining(consumer, now_s) if life.admits else 0
 
     def _known(self, request: Request) -> tuple[Session, ConsumerId]:
         """Return the session and whose key came; also while no query is admitted."""
