@@ -1,0 +1,8 @@
+"""``aigovtool custodian``: lend models: serve, grant, watch, block, stop."""
+
+from __future__ import annotations
+
+from aigovtool.cli.custodian import credits, lending, looking, serving
+from aigovtool.cli.custodian.group import custodian
+
+__all__ = ["credits", "custodian", "lending", "looking", "serving"]
