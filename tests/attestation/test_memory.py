@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from aigovtool.attestation.x509chain import (
     MAX_CERTIFICATES_BYTES,
     REMEMBERED_LINKS,
-    _verify_link_remembering,
+    _check_link_remembering,
     fingerprint,
     load_certificates,
     verify_chain,
@@ -32,7 +32,7 @@ def judge(*chain: x509.Certificate, after: timedelta = timedelta()) -> None:
 
 
 def entries() -> int:
-    return _verify_link_remembering.cache_info().currsize
+    return _check_link_remembering.cache_info().currsize
 
 
 def test_a_chain_that_was_accepted_still_expires() -> None:
@@ -55,12 +55,12 @@ def test_a_list_that_was_accepted_still_expires() -> None:
 
 def test_certificates_of_machines_are_not_kept() -> None:
     judge(LEAF, CA, ROOT)
-    before = _verify_link_remembering.cache_info()
+    before = _check_link_remembering.cache_info()
 
     judge(LEAF, CA, ROOT)
 
-    after = _verify_link_remembering.cache_info()
-    assert (after.currsize, after.hits) == (before.currsize, before.hits + 1)  # CA under root alone
+    after = _check_link_remembering.cache_info()
+    assert (after.currsize, after.hits) == (before.currsize, before.hits + 2)  # CA and root alone
 
 
 def test_a_refusal_is_judged_anew_and_not_kept() -> None:
@@ -82,10 +82,10 @@ def test_a_stranger_under_a_genuine_root_is_not_kept() -> None:
 
     with pytest.raises(VerificationError):
         judge(LEAF, below, stranger, ROOT)
-    assert entries() == before
+    assert entries() == before + 1  # the pinned root, at this depth
 
 
 def test_memory_is_bounded() -> None:
-    assert _verify_link_remembering.cache_info().maxsize == REMEMBERED_LINKS
+    assert _check_link_remembering.cache_info().maxsize == REMEMBERED_LINKS
     with pytest.raises(MalformedError, match="too large"):
         load_certificates(der(ROOT).ljust(MAX_CERTIFICATES_BYTES + 1, b"\0"), what="chain")

@@ -169,22 +169,49 @@ def verify_chain(
             expected=" or ".join(sorted(pin.hex() for pin in root_fingerprints)),
             came=fingerprint(root).hex(),
         )
-    for position, certificate in enumerate(certificates):
+    for certificate in certificates:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not start <= now <= end:
             check_validity(start, end, now=now, what=name_of(certificate))
-        extensions = _extensions(certificate, _UNDERSTOOD | understood_critical)
-        if position > 0 or first_is_issuer:
-            issuers_below = position if first_is_issuer else position - 1
-            _check_may_issue(certificate, extensions, issuers_below)
-        else:
-            _check_may_sign(certificate, extensions)
     # From the root down, so that what is remembered hangs under it. The root's signature on
     # itself adds nothing to its pin.
-    for position in reversed(range(len(certificates) - 1)):
-        is_shared = position > 0 or first_is_issuer or first_is_shared
-        verify = _verify_link_remembering if is_shared else verify_issued_by
-        verify(certificates[position], certificates[position + 1])
+    understood = _UNDERSTOOD | understood_critical
+    for position in reversed(range(len(certificates))):
+        is_issuer = position > 0 or first_is_issuer
+        issuers_below = position if first_is_issuer else position - 1
+        check = _check_link_remembering if is_issuer or first_is_shared else _check_link
+        check(
+            certificates[position],
+            certificates[position + 1] if position + 1 < len(certificates) else None,
+            issuers_below if is_issuer else None,
+            understood,
+        )
+
+
+def _check_link(
+    certificate: x509.Certificate,
+    issuer: x509.Certificate | None,
+    issuers_below: int | None,
+    understood: frozenset[x509.ObjectIdentifier],
+) -> None:
+    """
+    Check all of one certificate but its time: rules 3 and 4, and its issuer's signature.
+
+    Args:
+        issuer: None for the root.
+        issuers_below: None for a certificate that signs no others.
+    """
+    extensions = _extensions(certificate, understood)
+    if issuers_below is None:
+        _check_may_sign(certificate, extensions)
+    else:
+        _check_may_issue(certificate, extensions, issuers_below)
+    if issuer is not None:
+        verify_issued_by(certificate, issuer)
+
+
+# Exceptions are not remembered, only that nothing was raised.
+_check_link_remembering = lru_cache(REMEMBERED_LINKS)(_check_link)
 
 
 def check_validity(not_before: datetime, not_after: datetime, *, now: datetime, what: str) -> None:
@@ -234,10 +261,6 @@ def verify_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) ->
             expected="ECDSA or RSA of 2048 bits or more, with SHA-256, SHA-384 or SHA-512",
             came=certificate.signature_algorithm_oid.dotted_string,
         )
-
-
-# Exceptions are not remembered, only that nothing was raised.
-_verify_link_remembering = lru_cache(REMEMBERED_LINKS)(verify_issued_by)
 
 
 @dataclass(frozen=True, slots=True)
