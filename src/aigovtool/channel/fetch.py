@@ -23,6 +23,7 @@ from aigovtool.wire.headers import ATTESTATION_PATH
 from aigovtool.wire.problem import error_of
 
 FETCH_TIMEOUT_S = 20.0  # a quote can take a second, and an enclave makes few at a time
+_NO_SUCH_PATH = (404, 405, 501)  # of a web server that knows nothing of attestation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,13 @@ async def _fetch(address: Address, nonce: bytes) -> Presented:
         body = await response.read(max_bytes=MAX_MESSAGE_BYTES)
     finally:
         await connection.close()
+    if response.status in _NO_SUCH_PATH:
+        raise UnavailableError(
+            f"what answers at {address} is not an enclave",
+            code="attestation.nobody",
+            came=f"status {response.status} instead of an attestation document",
+            mend="check the address: an enclave listens on port 9924 unless told otherwise",
+        )
     if response.status != 200:
         raise error_of(response.status, body)
     return Presented(

@@ -45,13 +45,20 @@ class Roster:
             )
         key = authorization[len(_SCHEME) :].strip()
         if len(key) > MAX_KEY_BYTES:
-            raise UnauthenticatedError("not a key of any consumer of this loan")
+            raise _unknown_key()
         entry = self._by_hash.get(hashlib.sha256(key).digest())
         if entry is None:
-            raise UnauthenticatedError("not a key of any consumer of this loan")
+            raise _unknown_key()
         if entry.blocked:
             raise blocked()
         return entry.consumer
+
+
+def _unknown_key() -> UnauthenticatedError:
+    return UnauthenticatedError(
+        "not a key of any consumer of this loan",
+        mend="use the consumer key that the custodian gave out for this loan",
+    )
 
 
 def blocked() -> BlockedError:

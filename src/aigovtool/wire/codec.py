@@ -69,7 +69,7 @@ def decode(data: bytes | memoryview | str, kind: Any, *, max_bytes: int = MAX_ME
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # msgspec's text names a path and types, never a value
         raise MalformedError(
-            f"not a valid {getattr(kind, '__name__', 'message')}: {error}"
+            f"not a valid {getattr(kind, '__name__', 'message').lstrip('_')}: {error}"
         ) from None
 
 

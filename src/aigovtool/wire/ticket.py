@@ -63,4 +63,7 @@ def read_ticket(path: Path) -> Ticket:
             mend="the custodian gives it out: `loan.toml` in its data folder",
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not a loan ticket: {error}") from None
+        raise ConfigurationError(
+            f"{path} is not a loan ticket: {error}",
+            mend="give the `loan.toml` that the custodian gave out",
+        ) from None

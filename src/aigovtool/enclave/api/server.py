@@ -7,6 +7,7 @@ Rule 1: signals are the application's affair, which settles and wipes before the
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Generator
@@ -31,8 +32,9 @@ def listen_on(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
-            mend="choose another address with --listen",
+            f"cannot listen on {host}:{port}",
+            came=error.strerror if error.errno is None else os.strerror(error.errno),
+            mend="choose another address with --listen, or end what listens there",
         ) from None
     # Accepted sockets inherit it; asyncio sets it only on those that say they are TCP, which
     # these do not. Without it each answer waits some 40 ms for a delayed ACK.
