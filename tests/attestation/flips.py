@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 from aigovtool.attestation.claims import Claims
 from aigovtool.attestation.composite import CompositeClaims
+from aigovtool.attestation.dcap.claims import TdxClaims
 from aigovtool.attestation.evidence import Endorsements, Evidence
 from aigovtool.attestation.nvidia.claims import NvidiaClaims
 from aigovtool.attestation.nvidia.ocsp import Revocation
@@ -148,6 +149,9 @@ def campaign(target: Target, samples: int | None) -> Counter[str]:
             assert revocations(claims) < revocations(honest), where
             counts["OCSP answer lost, which the policy refuses"] += 1
             continue
+        if believes_less(claims, honest):
+            counts["run-time event not believed any more"] += 1
+            continue
         assert claims == honest, f"{where}: accepted with other claims"
         why = unsigned(name, body, bytes(altered), place)
         if why is None and "ocsp." in name:
@@ -155,6 +159,19 @@ def campaign(target: Target, samples: int | None) -> Counter[str]:
         assert why is not None, f"{where}: a signed byte has no effect"
         counts[f"{WITHOUT_EFFECT}: {why}"] += 1
     return counts
+
+
+def believes_less(claims: Claims, honest: Claims) -> bool:
+    """Say whether *claims* are the honest ones but for run-time events that tell nothing now."""
+    if not isinstance(claims, TdxClaims) or not isinstance(honest, TdxClaims):
+        return False
+    if claims.events == honest.events or not claims.events or not honest.events:
+        return False
+    stripped = (
+        mine == theirs or mine == replace(theirs, event_type=None, name=None, payload=None)
+        for mine, theirs in zip(claims.events, honest.events, strict=True)
+    )
+    return all(stripped) and replace(claims, events=honest.events) == honest
 
 
 _RANK = {state: rank for rank, state in enumerate(Revocation)}

@@ -90,8 +90,3 @@ def nitro_policy(**fields: Any) -> NitroPolicy:
     """Return a policy that does not care about anything but *fields*."""
     free = dict.fromkeys(NitroPolicy.__struct_fields__, "any")
     return msgspec.convert({"tee": "nitro"} | free | fields, NitroPolicy)
-
-
-def flipped(data: bytes, index: int, mask: int = 0x01) -> bytes:
-    """Return *data* with bits of one byte changed."""
-    return data[:index] + bytes([data[index] ^ mask]) + data[index + 1 :]

@@ -1,4 +1,4 @@
-"""Azure confidential VMs: every recorded case, every flipped byte, forged paravisors and quotes."""
+"""Azure confidential VMs: every recorded case, forged paravisors and quotes."""
 
 from __future__ import annotations
 
@@ -89,25 +89,6 @@ def test_claims_are_the_fields_of_the_manifest(case: Case) -> None:
     assert [value.hex() for value in claims.pcrs[Hash.SHA256].values()] == values
     assert claims.ak_certified == ("ak_cert" in fields)
     assert claims.warnings == (PARAVISOR_WARNING,)
-
-
-@pytest.mark.parametrize("name", [TPM_QUOTE, TPM_SIGNATURE])
-@pytest.mark.parametrize("vector", ["azure-snp/milan", "azure-snp/genoa"])
-def test_any_flipped_bit_of_the_quote_is_refused(vector: str, name: str) -> None:
-    case = case_of(vector)
-    evidence, endorsements = azure_parts(case)
-    for body in flips(evidence.documents[name]):
-        with pytest.raises((VerificationError, MalformedError)):
-            verify(with_document(evidence, name, body), endorsements, now=case.now)
-
-
-@pytest.mark.parametrize("vector", ["azure-snp/milan", "azure-snp/genoa"])
-def test_any_flipped_bit_of_the_hcl_report_is_refused(vector: str) -> None:
-    case = case_of(vector)
-    evidence, endorsements = azure_parts(case)
-    for body in flips(evidence.documents[HCL_REPORT], step=3):
-        with pytest.raises((VerificationError, MalformedError)):
-            verify(with_document(evidence, HCL_REPORT, body), endorsements, now=case.now)
 
 
 def test_on_tdx_only_the_tdreport_that_nobody_reads_can_be_flipped() -> None:

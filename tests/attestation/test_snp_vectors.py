@@ -1,9 +1,7 @@
-"""Recorded SEV-SNP reports are judged as the manifest says, and any change to them is refused."""
+"""Recorded SEV-SNP reports are judged as the manifest says, and only with what belongs to them."""
 
 from __future__ import annotations
 
-import base64
-import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +18,6 @@ from aigovtool.errors import AIGovToolError, MalformedError, VerificationError
 from tests.attestation.snp_nitro_vectors import (
     Vector,
     all_cases,
-    flipped,
     load,
     one,
     snp_policy,
@@ -155,44 +152,6 @@ def with_report(vector: Vector, report: bytes) -> Vector:
 
 def with_endorsements(vector: Vector, documents: dict[str, bytes]) -> Vector:
     return replace(vector, endorsements=Endorsements(tee=Tee.SNP, documents=documents))
-
-
-# Every byte of one report, and a sample of the others'. 37 is coprime to every field's size.
-@pytest.mark.parametrize("vector", AUTHENTIC, ids=ids(AUTHENTIC))
-def test_a_flipped_byte_of_a_report_is_refused(vector: Vector) -> None:
-    report = vector.evidence.document("report")
-    step = 1 if vector is AUTHENTIC[0] else 37
-    for index in range(0, len(report), step):
-        for mask in (0x01, 0x80):
-            changed = with_report(vector, flipped(report, index, mask))
-            assert check(changed, vector.time)[0] is False, f"byte {index:#x}"
-
-
-def der_of(document: bytes) -> list[bytes]:
-    """Return each certificate of a PEM file, or the one that is DER already."""
-    parts = re.findall(rb"-----BEGIN CERTIFICATE-----([^-]*)-----END", document)
-    return [base64.b64decode(part) for part in parts] or [document]
-
-
-def pem_of(certificates: list[bytes]) -> bytes:
-    lines = (base64.encodebytes(certificate) for certificate in certificates)
-    return b"".join(
-        b"-----BEGIN CERTIFICATE-----\n" + line + b"-----END CERTIFICATE-----\n" for line in lines
-    )
-
-
-@pytest.mark.parametrize("vector", AUTHENTIC, ids=ids(AUTHENTIC))
-def test_a_flipped_byte_of_a_certificate_is_refused(vector: Vector) -> None:
-    documents = vector.endorsements.documents
-    for name in documents:
-        certificates = der_of(documents[name])
-        used = certificates if name == "ca_chain" else certificates[:1]
-        for which, certificate in enumerate(used):
-            for index in range(0, len(certificate), 23):
-                changed = [*certificates]
-                changed[which] = flipped(certificate, index)
-                given = {**documents, name: pem_of(changed)}
-                assert check(with_endorsements(vector, given), vector.time)[0] is False
 
 
 @pytest.mark.parametrize("vector", AUTHENTIC, ids=ids(AUTHENTIC))

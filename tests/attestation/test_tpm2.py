@@ -79,19 +79,6 @@ def test_claims_hold_the_quoted_pcrs_of_every_bank() -> None:
     assert (claims.reset_count, claims.clock_safe) == (10, True)
 
 
-@pytest.mark.parametrize("name", [QUOTE, SIGNATURE, PCRS])
-def test_any_flipped_bit_of_a_quote_its_signature_or_its_pcrs_is_refused(name: str) -> None:
-    case = case_of("tpm2/gce-shielded-vm")
-    evidence, endorsements = tpm2_parts(case)
-    document = name.format(bank="sha256")
-    values = name == PCRS
-    for body in flips(evidence.documents[document], step=3 if values else 1):
-        if values and _same_json(body, evidence.documents[document]):
-            continue  # white space, or the case of a hex digit
-        with pytest.raises((VerificationError, MalformedError)):
-            verify(with_document(evidence, document, body), endorsements, now=case.now)
-
-
 def test_any_flipped_bit_of_the_key_is_refused_or_changes_nothing_that_is_claimed() -> None:
     case = case_of("tpm2/gce-shielded-vm")
     evidence, endorsements = tpm2_parts(case)
@@ -249,13 +236,6 @@ def _u16(*numbers: int) -> bytes:
 
 def _sized(body: bytes) -> bytes:
     return len(body).to_bytes(2) + body
-
-
-def _same_json(one: bytes, other: bytes) -> bool:
-    try:
-        return json.loads(one.decode().lower()) == json.loads(other)
-    except ValueError:
-        return False
 
 
 TPM = SoftTpm()

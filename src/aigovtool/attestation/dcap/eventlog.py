@@ -33,14 +33,14 @@ class Event:
 
     Args:
         register: 0 to 3.
-        event_type: TCG event type.
+        event_type: TCG event type of a run-time event, covered by the digest; else None.
         digest: 48 bytes, as extended.
         name: of a run-time event, covered by the digest; else None.
         payload: of a run-time event, covered by the digest; else None.
     """
 
     register: int
-    event_type: int
+    event_type: int | None
     digest: bytes
     name: str | None
     payload: bytes | None
@@ -93,7 +93,7 @@ def _event(entry: _Entry, digest: bytes) -> Event:
     if entry.event_type != RUNTIME_EVENT:
         return Event(
             register=entry.imr,
-            event_type=entry.event_type,
+            event_type=None,
             digest=digest,
             name=None,
             payload=None,
