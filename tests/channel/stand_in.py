@@ -18,7 +18,7 @@ from typing import Any, Self
 import httptools
 import numpy as np
 
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.dcap.verify import QUOTE
 from aigovtool.attestation.evidence import Tee
 from aigovtool.attestation.policy import Custodian, Policy
@@ -196,6 +196,7 @@ class Session:
         """An honest answer to *nonce*."""
         evidence, endorsements = self.world.platform.attest(
             report_data(
+                AskedBy.CONSUMER,
                 nonce=nonce,
                 keys=self.keys,
                 custodian_key=self.world.custodian.public_key,

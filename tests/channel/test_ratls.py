@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigovtool.attestation import cmw
-from aigovtool.attestation.binding import report_data
+from aigovtool.attestation.binding import AskedBy, report_data
 from aigovtool.attestation.evidence import Evidence, Tee
 from aigovtool.attestation.verify import check_binding, verify
 from aigovtool.channel.address import parse_address
@@ -320,6 +320,7 @@ async def test_a_document_relayed_from_a_genuine_enclave_is_about_another_key(
 def test_report_data_of_a_certificate_is_never_that_of_a_nonce() -> None:
     session = Session(World.make(PLATFORM))
     fresh = report_data(
+        AskedBy.CONSUMER,
         nonce=NONCE,
         keys=session.keys,
         custodian_key=session.world.custodian.public_key,

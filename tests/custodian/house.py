@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aigovtool
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.dcap.verify import QUOTE
 from aigovtool.clock import Clock, SystemClock
 from aigovtool.crypto.hpke import HpkeKey
@@ -59,10 +59,12 @@ class House:
         custodian_key: bytes | None = None,
         loan: str | None = None,
         mr_td: bytes = GENUINE.mr_td,
+        asked_by: AskedBy = AskedBy.CUSTODIAN,
         **more: bool,
     ) -> Documents:
         """What an honest enclave, or one that a test makes dishonest, shows."""
         bound = report_data(
+            asked_by,
             nonce=nonce,
             keys=EnclaveKeys(
                 tls_spki_sha256=keys.tls_spki_sha256,

@@ -53,9 +53,10 @@ def test_a_genuine_enclave_gets_the_key_and_a_session(made: House) -> None:
     release = made.app.enrolment.enrol(made.ticket.token, request)
     manifest = verify_manifest(release.manifest, made.app.key.public_key)
     assert manifest.digest == made.lent.model.digest
-    from aigovtool.attestation.binding import EnclaveKeys, report_data
+    from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 
     context = report_data(
+        AskedBy.CUSTODIAN,
         nonce=nonce,
         keys=EnclaveKeys(
             tls_spki_sha256=side.keys.tls_spki_sha256,
@@ -103,6 +104,15 @@ def test_a_nonce_works_once(made: House) -> None:
         made.app.enrolment.enrol(made.ticket.token, request)
     assert caught.value.reasons[0].code == "enrolment.nonce"
     assert made.events().count("key.released") == 1
+
+
+def test_what_a_genuine_enclave_shows_to_any_consumer_does_not_enrol_it(made: House) -> None:
+    """The custodian's challenge, put to an enclave as if it were a consumer's own nonce."""
+    side, nonce = EnclaveSide.make(), challenge(made)
+    shown = made.evidence_for(nonce, side.keys, asked_by=AskedBy.CONSUMER)
+    with pytest.raises(VerificationError):
+        made.app.enrolment.enrol(made.ticket.token, made.request(nonce, side.keys, shown))
+    nothing_was_released(made)
 
 
 def test_a_nonce_is_used_up_by_a_refusal_too(made: House) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiohttp import WSMsgType, web
 
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.crypto.hpke import seal
 from aigovtool.crypto.labels import Label
@@ -243,6 +243,7 @@ class FakeCustodian:
         request = decode(await http.read(), EnrolRequest)
         self.nonces.remove(request.nonce)
         bound = report_data(
+            AskedBy.CUSTODIAN,
             nonce=request.nonce,
             keys=EnclaveKeys(
                 tls_spki_sha256=request.keys.tls_spki_sha256,

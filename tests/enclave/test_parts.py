@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.crypto.labels import Label
 from aigovtool.enclave.api.attest import TokenBucket
 from aigovtool.enclave.api.http import Reply
@@ -152,7 +152,11 @@ async def test_the_attestation_document(enclave: RunningEnclave) -> None:
         hpke_key=document.keys.hpke_key,
     )
     assert document.evidence.documents[REPORT_DATA] == report_data(
-        nonce=nonce, keys=keys, custodian_key=custodian.key.public_key, loan_id=LOAN
+        AskedBy.CONSUMER,
+        nonce=nonce,
+        keys=keys,
+        custodian_key=custodian.key.public_key,
+        loan_id=LOAN,
     )
     statement = open_signed(
         document.statement,

@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.evidence import Evidence
 from aigovtool.enclave.reattestation import Reattestation
 from aigovtool.errors import UnavailableError
@@ -25,7 +25,9 @@ def wanted() -> ReattestWanted:
 
 
 def bound(nonce: bytes) -> bytes:
-    return report_data(nonce=nonce, keys=KEYS, custodian_key=CUSTODIAN, loan_id=LOAN)
+    return report_data(
+        AskedBy.CUSTODIAN, nonce=nonce, keys=KEYS, custodian_key=CUSTODIAN, loan_id=LOAN
+    )
 
 
 class Answers:
@@ -55,6 +57,7 @@ async def test_a_running_enclave_answers_with_evidence_for_the_nonce_and_serves_
     (session,) = custodian.sessions.values()
     assert answer.nonce == asked.nonce
     assert answer.evidence.documents[REPORT_DATA] == report_data(
+        AskedBy.CUSTODIAN,
         nonce=asked.nonce,
         keys=EnclaveKeys(
             tls_spki_sha256=session.keys.tls_spki_sha256,

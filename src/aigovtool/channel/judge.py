@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from aigovtool.attestation.appraise import AttestationResult
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.policy import Policy
 from aigovtool.attestation.verify import judge
@@ -118,7 +118,7 @@ def judge_enclave(
             ),
             policy,
             expected_report_data=report_data(
-                nonce=nonce, keys=keys, custodian_key=custodian_key, loan_id=loan
+                AskedBy.CONSUMER, nonce=nonce, keys=keys, custodian_key=custodian_key, loan_id=loan
             ),
             now=now,
         )

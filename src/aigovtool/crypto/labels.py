@@ -13,7 +13,8 @@ from enum import Enum
 class Label(bytes, Enum):
     """A purpose. The value goes into the signature, the HPKE info or the associated data."""
 
-    BINDING = b"aigovtool/v1/evidence-binding"
+    BINDING_TO_CUSTODIAN = b"aigovtool/v1/evidence-for-custodian"
+    BINDING_TO_CONSUMER = b"aigovtool/v1/evidence-for-consumer"
     ENROLMENT = b"aigovtool/v1/enrolment"
     CONTENT_KEY_RELEASE = b"aigovtool/v1/content-key-release"
     CONTENT_KEY_AT_REST = b"aigovtool/v1/content-key-at-rest"

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from aigovtool.attestation.appraise import AttestationResult
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.policy import Policy, parse_policy
 from aigovtool.crypto.hpke import PUBLIC_KEY_BYTES as HPKE_KEY_BYTES
@@ -109,6 +109,7 @@ class Appraiser:
                     came=f"{len(value)} bytes",
                 )
         context = report_data(
+            AskedBy.CUSTODIAN,
             nonce=nonce,
             keys=EnclaveKeys(
                 tls_spki_sha256=keys.tls_spki_sha256,

@@ -175,6 +175,8 @@ class Server:
                 await off_loop(self._app.reports, self._app.reattestation.sweep)
             except AIGovToolError as error:  # a full disk must not end the server
                 _log.error("the sweep failed: %s", error)
+            except Exception:  # noqa: BLE001 - nor must our own fault: stop and block must work on
+                _log.exception("the sweep failed by a fault of this program")
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def _settle_up(self) -> None:

@@ -12,7 +12,7 @@ import asyncio
 from dataclasses import dataclass
 
 from aigovtool import __version__
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.attestation.evidence import Endorsements, Evidence
 from aigovtool.crypto.hpke import HpkeKey
 from aigovtool.crypto.labels import Label
@@ -63,7 +63,11 @@ async def enrol(
     hpke = HpkeKey()
     public = keys.public(hpke)
     bound = report_data(
-        nonce=challenge.nonce, keys=public, custodian_key=custodian_key, loan_id=loan
+        AskedBy.CUSTODIAN,
+        nonce=challenge.nonce,
+        keys=public,
+        custodian_key=custodian_key,
+        loan_id=loan,
     )
     evidence, endorsements = await asyncio.to_thread(attest, attester, bound)
     release = await client.enrol(

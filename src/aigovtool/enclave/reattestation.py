@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from aigovtool.attestation.binding import EnclaveKeys, report_data
+from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.backoff import Backoff
 from aigovtool.enclave.enrolment import attest, documents
@@ -71,6 +71,7 @@ class Reattestation:
 
     async def _make(self, nonce: bytes) -> Reattest:
         bound = report_data(
+            AskedBy.CUSTODIAN,
             nonce=nonce,
             keys=self._keys,
             custodian_key=self._custodian_key,

@@ -12,7 +12,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs
 
-from aigovtool.attestation.binding import NONCE_BYTES, report_data
+from aigovtool.attestation.binding import NONCE_BYTES, AskedBy, report_data
 from aigovtool.attestation.evidence import Endorsements, Evidence
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import Reply, Request, json_reply
@@ -73,6 +73,7 @@ class Attest:
                 "too many ask for evidence", code="attestation.rate", retry_after_s=after_s
             )
         bound = report_data(
+            AskedBy.CONSUMER,
             nonce=nonce,
             keys=session.keys,
             custodian_key=session.custodian_key,
