@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from aigovtool.attestation.binding import EnclaveKeys, report_data
 from aigovtool.attestation.dcap import collateral as names
 from aigovtool.attestation.dcap.collateral import (
     documents_from_json,
@@ -31,7 +30,6 @@ from aigovtool.errors import (
     Reason,
     VerificationError,
 )
-from aigovtool.ids import LoanId
 from tests.attestation.flips import Target, targets
 from tests.shared_data import shared
 
@@ -131,21 +129,3 @@ class TestCollateral:
         with pytest.raises(MalformedError) as refused:
             read_pck_extension(load_certificates(root, what="root")[0])
         assert refused.value.reasons[0].code == "dcap.pck.extension"
-
-
-def test_every_part_of_the_binding_counts() -> None:
-    keys = EnclaveKeys(tls_spki_sha256=bytes(32), signing_key=bytes(32), hpke_key=bytes(1216))
-    others = EnclaveKeys(tls_spki_sha256=bytes(32), signing_key=b"\1" * 32, hpke_key=bytes(1216))
-    one, two = LoanId("loan_" + "1" * 26), LoanId("loan_" + "2" * 26)
-    bound = {
-        report_data(nonce=nonce, keys=mine, custodian_key=custodian, loan_id=loan)
-        for nonce in (bytes(32), b"\1" * 32)
-        for mine in (keys, others)
-        for custodian in (bytes(32), b"\1" * 32)
-        for loan in (one, two)
-    }
-
-    assert len(bound) == 16
-    assert {len(one) for one in bound} == {64}
-    with pytest.raises(MalformedError):
-        report_data(nonce=bytes(31), keys=keys, custodian_key=bytes(32), loan_id=one)
