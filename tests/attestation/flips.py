@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from xml.etree.ElementTree import ParseError, canonicalize
 
 from aigovtool.attestation.claims import Claims
 from aigovtool.attestation.composite import CompositeClaims
@@ -100,6 +101,8 @@ def unsigned(name: str, body: bytes, altered: bytes, place: int) -> str | None:
         return "event log beside its digests"
     if document == "hcl_report" and place in _TDREPORT:
         return "TDREPORT"
+    if document.endswith(".xml") and _canonical(body) == _canonical(altered):
+        return "XML before canonicalization"
     if document == "ak_public":
         return "no certificate covers the key"
     return None
@@ -108,6 +111,14 @@ def unsigned(name: str, body: bytes, altered: bytes, place: int) -> str | None:
 def _certificates(body: bytes) -> list[bytes]:
     """Return the certificates of a document, as the base64 of each without its line ends."""
     return [b"".join(found.split()) for found in _PEM.findall(body)]
+
+
+def _canonical(body: bytes) -> str | None:
+    """Return an XML document in canonical form, without white space; None when it is none."""
+    try:
+        return "".join(canonicalize(body.decode()).split())
+    except (ParseError, UnicodeDecodeError):
+        return None
 
 
 def places(target: Target, samples: int | None) -> Iterator[tuple[str, bytes, int]]:
