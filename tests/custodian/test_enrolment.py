@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from aigovtool.attestation.binding import AskedBy
 from aigovtool.crypto.labels import Label
 from aigovtool.custodian.challenges import CHALLENGE_LIFE_S, MAX_CHALLENGES_PER_LOAN, Challenges
 from aigovtool.errors import (
@@ -53,7 +54,7 @@ def test_a_genuine_enclave_gets_the_key_and_a_session(made: House) -> None:
     release = made.app.enrolment.enrol(made.ticket.token, request)
     manifest = verify_manifest(release.manifest, made.app.key.public_key)
     assert manifest.digest == made.lent.model.digest
-    from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
+    from aigovtool.attestation.binding import EnclaveKeys, report_data
 
     context = report_data(
         AskedBy.CUSTODIAN,
