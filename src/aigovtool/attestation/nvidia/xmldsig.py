@@ -32,7 +32,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from aigovtool.attestation.x509chain import MAX_CHAIN_CERTIFICATES, name_of
+from aigovtool.attestation.x509chain import (
+    MAX_CHAIN_CERTIFICATES,
+    load_certificates,
+    name_of,
+)
 from aigovtool.errors import ConfigurationError, MalformedError, TooLargeError, VerificationError
 
 MALFORMED = "nvidia.rim_malformed"
@@ -205,10 +209,9 @@ def _read_signature(signature: Any) -> tuple[Any, bytes, tuple[x509.Certificate,
             code=MALFORMED,
             expected=f"1 to {MAX_CHAIN_CERTIFICATES} X509Certificate",
         )
-    try:
-        chain = tuple(x509.load_der_x509_certificate(_base64(child)) for child in certificates)
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
-        raise MalformedError("RIM with an unreadable certificate", code=MALFORMED) from None
+    chain = tuple(
+        load_certificates(_base64(child), what="certificate of a RIM")[0] for child in certificates
+    )
     return signed_info, _base64(value), chain
 
 
@@ -230,10 +233,15 @@ def _check_shape(element: Any, shape: _Shape) -> None:
 
 
 def _base64(element: Any) -> bytes:
+    """Read base64 in its one spelling: the bits that its last character does not use are zero."""
+    text = "".join((element.text or "").split())
     try:
-        return base64.b64decode("".join((element.text or "").split()), validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise MalformedError("RIM signature that is not base64", code=MALFORMED) from None
+        data = b""
+    if not data or base64.b64encode(data).decode() != text:
+        raise MalformedError("RIM signature that is not base64", code=MALFORMED)
+    return data
 
 
 def _remove(signature: Any) -> None:
