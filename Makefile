@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint typecheck imports unit docs bench lock clean check-python
+.PHONY: demo test lint typecheck imports unit docs bench flips lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
@@ -32,7 +32,13 @@ docs: .venv/.dev
 bench: .venv/.dev
 	$(PIP) install --require-hashes -r requirements/bench.txt
 	$(BIN)/python -m benchmarks.unsealing
+	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.metering
+	$(BIN)/python -m benchmarks.ready
+
+# Every byte of every recorded vector changed, one at a time: some 20 minutes. `make test` samples it.
+flips: .venv/.dev
+	$(BIN)/python -W ignore -m tests.attestation.flips --exhaustive
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 …")'
