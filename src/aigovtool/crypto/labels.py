@@ -15,7 +15,6 @@ class Label(bytes, Enum):
 
     BINDING_TO_CUSTODIAN = b"aigovtool/v1/evidence-for-custodian"
     BINDING_TO_CONSUMER = b"aigovtool/v1/evidence-for-consumer"
-    ENROLMENT = b"aigovtool/v1/enrolment"
     CONTENT_KEY_RELEASE = b"aigovtool/v1/content-key-release"
     CONTENT_KEY_AT_REST = b"aigovtool/v1/content-key-at-rest"
     SIGNING_KEY_AT_REST = b"aigovtool/v1/signing-key-at-rest"
@@ -26,5 +25,4 @@ class Label(bytes, Enum):
     SETTLEMENT = b"aigovtool/v1/settlement"
     RECEIPT = b"aigovtool/v1/receipt"
     STOP_PROOF = b"aigovtool/v1/stop-proof"
-    ATTESTATION_RESULT = b"aigovtool/v1/attestation-result"
     RA_TLS = b"aigovtool/v1/ra-tls"
