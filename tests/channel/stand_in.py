@@ -27,7 +27,7 @@ from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import TlsIdentity, make_enclave_identity, server_context
 from aigovtool.errors import AIGovToolError, BudgetExhaustedError
-from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, sha256
 from aigovtool.sealing.chunked import HEADER_BYTES, sealed_size
 from aigovtool.sealing.interface import ClassificationOutput, ModelInterface, TensorInput
 from aigovtool.sealing.manifest import (
@@ -245,6 +245,7 @@ class StandIn:
         self.session = session
         self.credits = credits
         self.receipts = 0
+        self.chain = NO_RECEIPT_BEFORE
         self.asked: list[Asked] = []
         self.received: list[bytearray] = []  # by connection, after the handshake
         self.alive: set[asyncio.Transport] = set()
@@ -327,13 +328,16 @@ class StandIn:
             "consumer": ConsumerId("cons_1"),
             "model_digest": self.session.world.model.digest,
             "number": self.receipts,
-            "previous": NO_RECEIPT_BEFORE,
+            "previous": self.chain,
+            "own_number": self.receipts,
+            "own_previous": self.chain,
             "cost": 1,
             "balance_before": self.credits + 1,
             "balance_after": self.credits,
             "time": datetime.now(UTC),
         }
         signed = sign(Receipt(**(fields | changes)), key or self.session.signing, Label.RECEIPT)
+        self.chain = sha256(signed.payload)
         return to_header(signed)
 
     @staticmethod

@@ -26,11 +26,18 @@ from aigovtool.custodian.sessions import Sessions
 from aigovtool.custodian.store.base import Reading, Writing
 from aigovtool.custodian.store.sqlite import SqliteStore
 from aigovtool.errors import UnavailableError
-from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, sha256
 from aigovtool.simulation.measure import Measurement
 from aigovtool.simulation.policy import simulated_policy
 from aigovtool.wire.codec import Signed, sign
-from aigovtool.wire.control import Report, ReportAnswer, Settlement, StopProof, Want
+from aigovtool.wire.control import (
+    NO_SETTLEMENT_BEFORE,
+    Report,
+    ReportAnswer,
+    Settlement,
+    StopProof,
+    Want,
+)
 from aigovtool.wire.enrolment import Documents, EnrolRequest, Keys
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -90,13 +97,18 @@ class FakeEnclave:
     loan: LoanId
     key: SigningKey
     number: int = 0
+    settled: int = 0
+    settlement_chain: bytes = NO_SETTLEMENT_BEFORE
 
     def settlement(self, lease: LeaseId, by_consumer: dict[ConsumerId, int]) -> Signed:
-        return sign(
+        self.settled += 1
+        signed = sign(
             Settlement(
                 loan=self.loan,
                 session=self.session,
                 lease=lease,
+                number=self.settled,
+                previous=self.settlement_chain,
                 used=sum(by_consumer.values()),
                 by_consumer=by_consumer,
                 receipts=0,
@@ -105,6 +117,8 @@ class FakeEnclave:
             self.key,
             Label.SETTLEMENT,
         )
+        self.settlement_chain = sha256(signed.payload)
+        return signed
 
     def stop_proof(self) -> Signed:
         proof = StopProof(

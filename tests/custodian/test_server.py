@@ -96,6 +96,8 @@ class Peer:
             loan=self.made.lent.loan.loan,
             session=self.session,
             lease=lease,
+            number=1,
+            previous=bytes(32),
             used=sum(uses.values()),
             by_consumer=uses,
             receipts=0,

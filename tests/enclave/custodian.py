@@ -29,6 +29,7 @@ from aigovtool.errors import AIGovToolError, LoanNotActiveError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, new_id, sha256
 from aigovtool.wire.codec import Message, Signed, decode, encode, open_signed, sign
 from aigovtool.wire.control import (
+    NO_SETTLEMENT_BEFORE,
     ControlChallenge,
     CreditsFreed,
     FromEnclave,
@@ -103,6 +104,7 @@ class Enrolled:
     answers: dict[int, tuple[Report, ReportAnswer]] = field(default_factory=dict)
     leases: dict[LeaseId, Lease] = field(default_factory=dict)
     settlements: list[Settlement] = field(default_factory=list)
+    settlement_chain: bytes = NO_SETTLEMENT_BEFORE
     ended: bool = False
 
 
@@ -370,6 +372,9 @@ class FakeCustodian:
                 public_key=session.keys.signing_key,
                 label=Label.SETTLEMENT,
             )
+            place = (len(session.settlements) + 1, session.settlement_chain)
+            assert (settlement.number, settlement.previous) == place
+            session.settlement_chain = sha256(signed.payload)
             self._settle(session, settlement)
             settled.append(settlement.lease)
         lease = None

@@ -10,7 +10,7 @@ import pytest
 from aigovtool.crypto.labels import Label
 from aigovtool.enclave.config import Limits
 from aigovtool.ids import sha256
-from aigovtool.wire.codec import open_signed
+from aigovtool.wire.codec import decode, open_signed
 from aigovtool.wire.control import MoreDecided
 from aigovtool.wire.receipt import Receipt, from_header
 
@@ -246,6 +246,7 @@ async def test_the_receipts_chain_verifies(enclave: RunningEnclave) -> None:
     previous = bytes(32)
     for number, (receipt, payload) in enumerate(receipts, start=1):
         assert (receipt.number, receipt.previous, receipt.cost) == (number, previous, 1)
+        assert (receipt.own_number, receipt.own_previous) == (number, previous)
         assert receipt.balance_before - receipt.balance_after == 1
         assert receipt.session == session.id
         assert receipt.model_digest == custodian.model.verified.digest
@@ -254,6 +255,25 @@ async def test_the_receipts_chain_verifies(enclave: RunningEnclave) -> None:
     await enclave.task
     assert max(one.receipts for one in custodian.settlements) == 10
     assert custodian.settlements[-1].receipt_chain == previous
+
+
+async def test_each_consumer_has_a_chain_of_its_own_inside_the_sessions(
+    enclave: RunningEnclave,
+) -> None:
+    custodian = enclave.custodian
+    bob = custodian.add_consumer("bob")
+    await custodian.set_roster()
+    seen: list[tuple[Receipt, bytes]] = []
+    for consumer in (None, bob, None, None, bob):
+        _, _, headers = await enclave.infer(consumer=consumer)
+        payload = from_header(headers["Aigovtool-Receipt"]).payload
+        seen.append((decode(payload, Receipt), sha256(payload)))
+    assert [receipt.number for receipt, _ in seen] == [1, 2, 3, 4, 5]
+    assert [receipt.own_number for receipt, _ in seen] == [1, 1, 2, 3, 2]
+    nothing, digests = bytes(32), [digest for _, digest in seen]
+    assert [receipt.own_previous for receipt, _ in seen] == [
+        nothing, nothing, digests[0], digests[2], digests[1]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("max_queue", [1])

@@ -79,6 +79,8 @@ def _open(signed: Signed, session: Session) -> Settlement:
         )
     if settlement.receipts < 0 or len(settlement.receipt_chain) != DIGEST_BYTES:
         raise MalformedError("a settlement without a digest of its receipts")
+    if settlement.number < 1 or len(settlement.previous) != DIGEST_BYTES:
+        raise MalformedError("a settlement without its place among those of its session")
     return settlement
 
 

@@ -3,6 +3,7 @@ Settlements: signed when a lease is closed, kept and repeated until the custodia
 
 Rule 1: a lease is closed before its settlement is signed; what is signed is final.
 Rule 2: a settlement is sent again until the custodian says that it is durable, and never altered.
+Rule 3: settlements are numbered and chained, so that an account of them cannot leave one out.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.meter import Use
 from aigovtool.enclave.receipts import Receipts
-from aigovtool.ids import LeaseId, LoanId, SessionId
+from aigovtool.ids import LeaseId, LoanId, SessionId, sha256
 from aigovtool.wire.codec import Signed, sign
-from aigovtool.wire.control import MAX_SETTLEMENTS, Settlement
+from aigovtool.wire.control import MAX_SETTLEMENTS, NO_SETTLEMENT_BEFORE, Settlement
 
 AGAIN_S = 1.0  # after an answer that did not acknowledge all
 
@@ -32,7 +33,16 @@ class _Unsettled:
 class Settlements:
     """The settlements of one session that are not known to be durable."""
 
-    __slots__ = ("_key", "_loan", "_receipts", "_session", "_unsettled", "again_s")
+    __slots__ = (
+        "_chain",
+        "_count",
+        "_key",
+        "_loan",
+        "_receipts",
+        "_session",
+        "_unsettled",
+        "again_s",
+    )
 
     def __init__(
         self, *, loan: LoanId, session: SessionId, key: SigningKey, receipts: Receipts
@@ -41,6 +51,8 @@ class Settlements:
         self._session = session
         self._key = key
         self._receipts = receipts
+        self._count = 0
+        self._chain = NO_SETTLEMENT_BEFORE
         self._unsettled: dict[LeaseId, _Unsettled] = {}
         self.again_s = -math.inf
 
@@ -50,16 +62,20 @@ class Settlements:
     def add(self, uses: Iterable[Use]) -> None:
         """Settle leases that were closed."""
         for use in uses:
+            self._count += 1
             settlement = Settlement(
                 loan=self._loan,
                 session=self._session,
                 lease=use.lease,
+                number=self._count,
+                previous=self._chain,
                 used=use.used,
                 by_consumer=use.by_consumer,
                 receipts=self._receipts.count,
                 receipt_chain=self._receipts.chain,
             )
             signed = sign(settlement, self._key, Label.SETTLEMENT)
+            self._chain = sha256(signed.payload)
             self._unsettled[use.lease] = _Unsettled(signed, use)
 
     def due(self, now_s: float) -> tuple[Signed, ...]:

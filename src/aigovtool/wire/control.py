@@ -23,6 +23,7 @@ from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
 
 MAX_CONTROL_BYTES = MAX_MESSAGE_BYTES  # what was small enough to enrol can attest again
 MAX_SETTLEMENTS = 64  # in one report; more wait for the next
+NO_SETTLEMENT_BEFORE = bytes(32)
 
 
 # --- opening ---------------------------------------------------------------------------------
@@ -64,6 +65,9 @@ class Settlement(Message, frozen=True, kw_only=True):
     Args:
         used: credits charged to the lease, at most its size.
         by_consumer: the same, by consumer; sums up to `used`.
+        number: of this settlement in its session, from 1.
+        previous: SHA-256 of the settlement before it, 32 zero bytes for the first; so that whoever
+            gives an account of a session cannot leave one out.
         receipts: number of receipts that the session has issued up to now.
         receipt_chain: SHA-256 of the last of them, or 32 zero bytes.
     """
@@ -71,6 +75,8 @@ class Settlement(Message, frozen=True, kw_only=True):
     loan: LoanId
     session: SessionId
     lease: LeaseId
+    number: int
+    previous: bytes
     used: int
     by_consumer: dict[ConsumerId, int]
     receipts: int

@@ -2,8 +2,14 @@
 Receipts: the enclave's signed word about one inference, in the header ``Aigovtool-Receipt``.
 
 The header is ``base64url(payload).base64url(signature)``, signed by the session's attested signing
-key (`Label.RECEIPT`). Each receipt names the SHA-256 of the one before it in its session,
-so that a gap or a fork shows.
+key (`Label.RECEIPT`).
+
+Rule 1: all receipts of a session are one chain (`number`, `previous`), so that no two histories
+        of it can both be shown. Who holds them all, or the head of it that each settlement states,
+        sees a gap or a fork.
+Rule 2: those of one consumer in a session are a chain of their own inside it (`own_number`,
+        `own_previous`), so that a consumer, who never sees the receipts of others, sees by itself
+        that one of its own is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +30,8 @@ class Receipt(Message, frozen=True, kw_only=True):
     Args:
         number: of this receipt in its session, from 1.
         previous: SHA-256 of the payload before it, 32 zero bytes for the first.
+        own_number: of this receipt among those of its consumer in the session, from 1.
+        own_previous: SHA-256 of its consumer's payload before it, 32 zero bytes for the first.
         model_digest: SHA-256 of the sealed model's manifest, as signed.
         cost: credits charged.
         balance_before, balance_after: credits in the lease around the charge.
@@ -37,6 +45,8 @@ class Receipt(Message, frozen=True, kw_only=True):
     model_digest: bytes
     number: int
     previous: bytes
+    own_number: int
+    own_previous: bytes
     cost: int
     balance_before: int
     balance_after: int
