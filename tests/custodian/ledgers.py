@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from aigovtool.attestation.appraise import AttestationResult
-from aigovtool.attestation.evidence import Tee
+from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.policy import Policy, write_policy
 from aigovtool.crypto.hpke import HpkeKey
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian.admission import Admission
+from aigovtool.custodian.archive import Exhibit
 from aigovtool.custodian.grants import Grants
 from aigovtool.custodian.leasing import Leasing
 from aigovtool.custodian.ledger import Ledger, Push, loan_of
@@ -230,7 +231,9 @@ class Bench:
 
     def enclave(self, loan: LoanId, *, connect: bool = True) -> FakeEnclave:
         key = SigningKey.generate()
-        permit = self.admission.admit(loan, enrol_request(loan, key), RESULT, bytes(64))
+        permit = self.admission.admit(
+            loan, enrol_request(loan, key), RESULT, bytes(64), exhibit=exhibit(self.clock.now())
+        )
         enclave = FakeEnclave(permit.session.session, loan, key)
         if connect:
             self.sessions.connect(enclave.session)
@@ -252,6 +255,16 @@ class Bench:
     def kinds(self) -> list[str]:
         with self.ledger.read() as tx:
             return [event.kind for event in tx.events_after(0, None, 10_000)]
+
+
+def exhibit(judged: datetime) -> Exhibit:
+    return Exhibit(
+        nonce=bytes(32),
+        evidence=Evidence(tee=Tee.SIMULATED, documents={"quote": b"evidence"}),
+        endorsements=Endorsements(tee=Tee.SIMULATED),
+        policy=POLICY.encode(),
+        judged=judged,
+    )
 
 
 def enrol_request(loan: LoanId, key: SigningKey) -> EnrolRequest:

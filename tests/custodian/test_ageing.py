@@ -36,6 +36,7 @@ from aigovtool.custodian.ledger import session_of, standing_of
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.custodian.records import LoanTerms, Session, Standing
 from aigovtool.custodian.store.base import Writing
+from aigovtool.custodian.store.queries import load_migrations
 from aigovtool.enclave.app import serve
 from aigovtool.enclave.attester.simulated import SimulatedAttester
 from aigovtool.enclave.config import EnclaveConfig
@@ -464,14 +465,29 @@ def test_what_a_session_is_asked_survives_a_restart(scene: Scene) -> None:
     assert scene.is_refused(enclave, shown) == ["reattestation.nonce"]
 
 
+def _as_first_schema(path: Path) -> None:
+    """Rewrite a ledger as the first version of this program would have left it."""
+    before = path.with_suffix(".before")
+    with contextlib.closing(sqlite3.connect(before, isolation_level=None)) as old:
+        old.executescript(load_migrations()[0].sql)
+        found = old.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        tables = [name for (name,) in found]
+        old.execute("ATTACH ? AS now", (str(path),))
+        for table in tables:
+            columns = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
+            old.execute(f"DELETE FROM main.{table}")
+            old.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM now.{table}")
+        old.execute("PRAGMA main.user_version = 1")
+    for made in path.parent.glob(path.name + "*"):
+        made.unlink()
+    before.rename(path)
+
+
 def test_a_ledger_of_before_gains_standings_for_its_sessions(ledger: Bench) -> None:
     loan = ledger.lend(10)
     enclave = ledger.enclave(loan.loan)
     ledger.close()
-    with contextlib.closing(sqlite3.connect(ledger.path)) as old:
-        old.execute("DROP TABLE standings")
-        old.execute("ALTER TABLE loans DROP COLUMN reattest_interval_us")
-        old.execute("PRAGMA user_version = 1")
+    _as_first_schema(ledger.path)
     ledger.reopen()
     assert ledger.loan(loan.loan) == loan
     with ledger.ledger.read() as tx:

@@ -23,7 +23,7 @@ from aigovtool.custodian.vault import (
 from aigovtool.errors import ConfigurationError, PromiseBrokenError, VerificationError
 from aigovtool.wire.codec import decode
 from aigovtool.wire.enrolment import Secrets
-from tests.custodian.ledgers import BEGIN, RESULT, Bench, enrol_request
+from tests.custodian.ledgers import BEGIN, RESULT, Bench, enrol_request, exhibit
 
 KEY = bytes(range(32))
 
@@ -45,7 +45,11 @@ def model_of(vault: Vault, content_key: bytes, digest: bytes = bytes(32)) -> Mod
 def permit_of(ledger: Bench, hpke: HpkeKey) -> ReleasePermit:
     loan = ledger.lend(1)
     made = ledger.admission.admit(
-        loan.loan, enrol_request(loan.loan, SigningKey.generate()), RESULT, bytes(64)
+        loan.loan,
+        enrol_request(loan.loan, SigningKey.generate()),
+        RESULT,
+        bytes(64),
+        exhibit=exhibit(BEGIN),
     )
     return dataclasses.replace(made, hpke_key=hpke.public_key)
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 
 from aigovtool.attestation.appraise import AttestationResult
 from aigovtool.custodian.ageing import Step, step_at
+from aigovtool.custodian.archive import Exhibit, keep
 from aigovtool.custodian.ledger import Entry, Ledger, loan_of
 from aigovtool.custodian.lifecycle import LoanState, SessionState, state_at
 from aigovtool.custodian.records import Loan, Session
@@ -90,6 +91,7 @@ class Admission:
         result: AttestationResult,
         context: bytes,
         *,
+        exhibit: Exhibit,
         ear: str = "",
     ) -> ReleasePermit:
         """
@@ -98,6 +100,7 @@ class Admission:
         Args:
             result: of the appraisal of the request's evidence.
             context: the report data that the evidence commits to.
+            exhibit: the evidence and what it was judged by, to be kept.
             ear: the token that says *result*, for the event; empty when there is none.
 
         Raises:
@@ -128,6 +131,7 @@ class Admission:
                 decision=b"",
             )
             entry.tx.insert_session(session)
+            keep(entry, session.session, exhibit)
             entry.event(
                 "appraisal.accepted",
                 actor=session.session,

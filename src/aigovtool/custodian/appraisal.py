@@ -13,11 +13,14 @@ from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
 from aigovtool.attestation.policy import Policy, parse_policy
 from aigovtool.crypto.hpke import PUBLIC_KEY_BYTES as HPKE_KEY_BYTES
 from aigovtool.crypto.signing import PUBLIC_KEY_BYTES as SIGNING_KEY_BYTES
+from aigovtool.custodian.archive import Exhibit
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.errors import AIGovToolError, AppraisalError, MalformedError, VerificationError
 from aigovtool.ids import DIGEST_BYTES, LoanId
 from aigovtool.wire.enrolment import Documents, Keys
+
+MAX_DOCUMENTS = 256  # NVIDIA's 16 devices, 32 RIMs and 64 OCSP answers are the most known
 
 T = TypeVar("T")
 
@@ -53,11 +56,13 @@ class Appraised:
         context: the report data that it had to commit to, 64 bytes.
         verdict: the result, or the error that says why there is none.
         ear: the token that says the same, empty when there is none (`verdicts`).
+        exhibit: all that the verdict rests on, to be kept when it is accepted.
     """
 
     context: bytes
     verdict: AttestationResult | AppraisalError | VerificationError
     ear: str
+    exhibit: Exhibit
 
 
 class Appraiser:
@@ -140,6 +145,9 @@ class Appraiser:
             context=context,
             verdict=verdict,
             ear=self._verdicts.token(verdict, evidence=shown, policy=policy, now=now),
+            exhibit=Exhibit(
+                nonce=nonce, evidence=shown, endorsements=endorsed, policy=policy, judged=now
+            ),
         )
 
 
@@ -158,6 +166,13 @@ def reasons_of(error: AIGovToolError) -> list[dict[str, str | None]]:
 
 
 def _read(documents: Documents, make: Callable[[Tee, Mapping[str, bytes]], T]) -> T:
+    if len(documents.documents) > MAX_DOCUMENTS:
+        raise MalformedError(
+            "too many documents",
+            code="evidence.documents",
+            expected=f"at most {MAX_DOCUMENTS}",
+            came=str(len(documents.documents)),
+        )
     try:
         tee = Tee(documents.tee)
     except ValueError:

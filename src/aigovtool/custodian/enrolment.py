@@ -106,7 +106,9 @@ class Enrolment:
         if not isinstance(verdict, AttestationResult):
             self._note_refusal(loan, request, verdict, ear=ear)
             raise verdict
-        permit = self._admission.admit(loan.loan, request, verdict, appraised.context, ear=ear)
+        permit = self._admission.admit(
+            loan.loan, request, verdict, appraised.context, exhibit=appraised.exhibit, ear=ear
+        )
         return self._release(permit)
 
     def _named(self, token: str, request: ChallengeRequest | EnrolRequest) -> Loan:

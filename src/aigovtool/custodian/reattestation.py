@@ -23,6 +23,7 @@ from aigovtool.attestation.appraise import AttestationResult
 from aigovtool.attestation.binding import NONCE_BYTES
 from aigovtool.custodian.ageing import ANSWER_WITHIN_S, is_due, is_overdue, step_at
 from aigovtool.custodian.appraisal import Appraiser, reasons_of
+from aigovtool.custodian.archive import Exhibit, keep
 from aigovtool.custodian.ledger import Entry, Ledger, is_active, loan_of, session_of, standing_of
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.custodian.records import Loan, Session, Standing
@@ -88,7 +89,7 @@ class Reattestation:
         except _REFUSALS as error:
             self._refuse(session_id, message, error, ear=ear)
             raise
-        self._accept(session_id, message, result, ear=ear)
+        self._accept(session_id, message, result, exhibit=appraised.exhibit, ear=ear)
 
     def sweep(self) -> int:
         """
@@ -135,7 +136,13 @@ class Reattestation:
             _ask(entry, session, standing)
 
     def _accept(
-        self, session_id: SessionId, message: Reattest, result: AttestationResult, *, ear: str
+        self,
+        session_id: SessionId,
+        message: Reattest,
+        result: AttestationResult,
+        *,
+        exhibit: Exhibit,
+        ear: str,
     ) -> None:
         with self._ledger.write() as entry:
             session, standing = session_of(entry.tx, session_id), standing_of(entry.tx, session_id)
@@ -143,6 +150,7 @@ class Reattestation:
                 return
             _check_nonce(standing, message)
             loan = loan_of(entry.tx, session.loan)
+            keep(entry, session_id, exhibit)
             entry.event(
                 "reattestation.accepted",
                 actor=session_id,

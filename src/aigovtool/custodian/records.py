@@ -172,6 +172,27 @@ class Standing:
     overdue: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppraisalRow:
+    """
+    Evidence that was accepted for a session; its documents by their SHA-256.
+
+    Args:
+        nonce: that it answers, 32 bytes; the keys are the session's.
+        judged: the time as of which it was judged.
+        policy: digest of the policy that accepted it.
+        evidence, endorsements: digests by the document's name.
+    """
+
+    session: SessionId
+    nonce: bytes
+    judged: datetime
+    tee: str
+    policy: bytes
+    evidence: Mapping[str, bytes]
+    endorsements: Mapping[str, bytes]
+
+
 class LeaseState(StrEnum):
     """Whether a lease's use is known."""
 

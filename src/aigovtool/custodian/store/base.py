@@ -30,6 +30,7 @@ from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState
 from aigovtool.custodian.records import (
+    AppraisalRow,
     Consumer,
     Custodian,
     Event,
@@ -74,6 +75,14 @@ class Reading(Protocol):
     def count_connected_sessions(self, loan: LoanId) -> int: ...
 
     def standing(self, session: SessionId) -> Standing | None: ...
+
+    def appraisals_of_session(self, session: SessionId) -> Sequence[AppraisalRow]:
+        """Return what evidence the session was accepted on, the oldest first."""
+        ...
+
+    def document(self, sha256: bytes) -> bytes:
+        """Return a document that an appraisal names."""
+        ...
 
     def count_steps(self, loan: LoanId) -> Mapping[Step, int]:
         """Return how many connected sessions have aged how far, by the step last noted."""
@@ -169,6 +178,12 @@ class Writing(Reading, Protocol):
 
     def insert_standing(self, row: Standing) -> None: ...
     def set_standing(self, row: Standing) -> None: ...
+
+    def keep_document(self, sha256: bytes, body: bytes) -> None:
+        """Keep a document under its digest; one that is kept already stays as it is."""
+        ...
+
+    def insert_appraisal(self, row: AppraisalRow) -> None: ...
 
     def insert_lease(self, row: LeaseRow) -> None: ...
 

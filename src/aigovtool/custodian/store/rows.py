@@ -7,7 +7,7 @@ compares slowly. A row is anything with values by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.records import (
+    AppraisalRow,
     Consumer,
     Custodian,
     Event,
@@ -272,6 +273,42 @@ def standing_of(row: Row) -> Standing:
         nonce=row["nonce"],
         asked=from_us_or_none(row["asked_us"]),
         overdue=bool(row["overdue"]),
+    )
+
+
+_EVIDENCE, _ENDORSEMENTS = "evidence", "endorsements"
+
+
+def appraisal_values(row: AppraisalRow) -> Values:
+    return {
+        "session": row.session,
+        "nonce": row.nonce,
+        "judged_us": to_us(row.judged),
+        "tee": row.tee,
+        "policy": row.policy,
+    }
+
+
+def appraisal_document_values(row: AppraisalRow) -> list[Values]:
+    return [
+        {"session": row.session, "nonce": row.nonce, "role": role, "name": name, "sha256": digest}
+        for role, documents in ((_EVIDENCE, row.evidence), (_ENDORSEMENTS, row.endorsements))
+        for name, digest in documents.items()
+    ]
+
+
+def appraisal_of(row: Row, documents: Sequence[Row]) -> AppraisalRow:
+    def named(role: str) -> dict[str, bytes]:
+        return {each["name"]: each["sha256"] for each in documents if each["role"] == role}
+
+    return AppraisalRow(
+        session=row["session"],
+        nonce=row["nonce"],
+        judged=from_us(row["judged_us"]),
+        tee=row["tee"],
+        policy=row["policy"],
+        evidence=named(_EVIDENCE),
+        endorsements=named(_ENDORSEMENTS),
     )
 
 

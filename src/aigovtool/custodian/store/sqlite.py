@@ -24,6 +24,7 @@ from aigovtool.custodian.ageing import ANSWER_WITHIN_S, Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState
 from aigovtool.custodian.records import (
+    AppraisalRow,
     Consumer,
     Custodian,
     Event,
@@ -306,6 +307,19 @@ class SqliteView:
         row = self._one("standing", session=session)
         return None if row is None else rows.standing_of(row)
 
+    def appraisals_of_session(self, session: SessionId) -> Sequence[AppraisalRow]:
+        return [
+            rows.appraisal_of(
+                row, self._all("appraisal_documents", session=session, nonce=row["nonce"])
+            )
+            for row in self._all("appraisals_of_session", session=session)
+        ]
+
+    def document(self, sha256: bytes) -> bytes:
+        body = self._just_one("document", sha256=sha256)["body"]
+        assert isinstance(body, bytes)
+        return body
+
     def count_steps(self, loan: LoanId) -> Mapping[Step, int]:
         return {Step(row["step"]): row["sessions"] for row in self._all("count_steps", loan=loan)}
 
@@ -458,6 +472,14 @@ class SqliteView:
 
     def set_standing(self, row: Standing) -> None:
         self._change("set_standing", **rows.standing_values(row))
+
+    def keep_document(self, sha256: bytes, body: bytes) -> None:
+        self._run("keep_document", sha256=sha256, body=body)
+
+    def insert_appraisal(self, row: AppraisalRow) -> None:
+        self._run("insert_appraisal", **rows.appraisal_values(row))
+        for document in rows.appraisal_document_values(row):
+            self._run("insert_appraisal_document", **document)
 
     def insert_lease(self, row: LeaseRow) -> None:
         self._run("insert_lease", **rows.lease_values(row))

@@ -171,6 +171,34 @@ VALUES (:session, :appraised_us, :tcb_status, :grace, :step, :nonce, :asked_us, 
 SELECT session, appraised_us, tcb_status, grace, step, nonce, asked_us, overdue
 FROM standings WHERE session = :session;
 
+-- name: keep_document
+-- Keep a document, once.
+INSERT INTO documents (sha256, body) VALUES (:sha256, :body) ON CONFLICT (sha256) DO NOTHING;
+
+-- name: document
+-- One document by its digest.
+SELECT body FROM documents WHERE sha256 = :sha256;
+
+-- name: insert_appraisal
+-- Keep what evidence a session was accepted on.
+INSERT INTO appraisals (session, nonce, judged_us, tee, policy)
+VALUES (:session, :nonce, :judged_us, :tee, :policy);
+
+-- name: insert_appraisal_document
+-- Keep one of its documents.
+INSERT INTO appraisal_documents (session, nonce, role, name, sha256)
+VALUES (:session, :nonce, :role, :name, :sha256);
+
+-- name: appraisals_of_session
+-- What evidence a session was accepted on, the oldest first.
+SELECT session, nonce, judged_us, tee, policy FROM appraisals
+WHERE session = :session ORDER BY judged_us, nonce;
+
+-- name: appraisal_documents
+-- The documents of one appraisal.
+SELECT role, name, sha256 FROM appraisal_documents
+WHERE session = :session AND nonce = :nonce ORDER BY role, name;
+
 -- name: set_standing
 -- Note how a session stands now.
 UPDATE standings SET appraised_us = :appraised_us, tcb_status = :tcb_status, grace = :grace,
