@@ -395,7 +395,7 @@ ORDER BY number LIMIT :limit;
 -- What its newest evidence came to.
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
 FROM events WHERE loan = (SELECT loan FROM sessions WHERE session = :session)
-    AND session = :session AND kind GLOB 'appraisal.*'
+    AND session = :session AND kind LIKE 'appraisal.%'
 ORDER BY number DESC LIMIT 1;
 
 -- name: last_events

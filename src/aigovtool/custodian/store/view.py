@@ -1,0 +1,367 @@
+"""
+Every method of `base.Reading` and `base.Writing`, as queries by name: what the databases share.
+
+A database adds how it runs one query; all that a row means is here and in `rows`, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from aigovtool.custodian.ageing import ANSWER_WITHIN_S, Step
+from aigovtool.custodian.budget import Account
+from aigovtool.custodian.lifecycle import LoanState
+from aigovtool.custodian.records import (
+    AppraisalRow,
+    Consumer,
+    Custodian,
+    Event,
+    GrantRow,
+    LeaseRow,
+    Loan,
+    Model,
+    MoreRequest,
+    RequestId,
+    Session,
+    SettlementRow,
+    Standing,
+    StopProofRow,
+)
+from aigovtool.custodian.store import rows
+from aigovtool.errors import ConflictError, PromiseBrokenError
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+
+
+class View(ABC):
+    """One transaction: `Reading`, and within `write` also `Writing`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def _run(self, query: str, **values: Any) -> int:
+        """Run a query and return how many rows it made or changed."""
+
+    @abstractmethod
+    def _one(self, query: str, **values: Any) -> rows.Row | None:
+        """Return the first row."""
+
+    @abstractmethod
+    def _all(self, query: str, **values: Any) -> list[rows.Row]:
+        """Return every row."""
+
+    def _just_one(self, query: str, **values: Any) -> rows.Row:
+        row = self._one(query, **values)
+        if row is None:
+            raise PromiseBrokenError(f"the query {query} found nothing")
+        return row
+
+    def _change(self, query: str, **values: Any) -> None:
+        """Run an update that must find its row."""
+        if self._run(query, **values) != 1:
+            raise ConflictError("the ledger has moved on", code="ledger.moved", came=query)
+
+    # --- reading ---
+
+    def custodian(self) -> Custodian | None:
+        row = self._one("custodian")
+        return None if row is None else rows.custodian_of(row)
+
+    def model(self, digest: bytes) -> Model | None:
+        row = self._one("model", digest=digest)
+        return None if row is None else rows.model_of(row)
+
+    def models(self) -> Sequence[Model]:
+        return [rows.model_of(row) for row in self._all("models")]
+
+    def loan(self, loan: LoanId) -> Loan | None:
+        row = self._one("loan", loan=loan)
+        return None if row is None else rows.loan_of(row)
+
+    def loan_of_token(self, token_sha256: bytes) -> Loan | None:
+        row = self._one("loan_of_token", token_sha256=token_sha256)
+        return None if row is None else rows.loan_of(row)
+
+    def loans(self) -> Sequence[Loan]:
+        return [rows.loan_of(row) for row in self._all("loans")]
+
+    def loans_past_date(self, now: datetime) -> Sequence[LoanId]:
+        return [row["loan"] for row in self._all("loans_past_date", now_us=rows.to_us(now))]
+
+    def loan_policy(self, loan: LoanId) -> str:
+        policy = self._just_one("loan_policy", loan=loan)["policy"]
+        assert isinstance(policy, str)
+        return policy
+
+    def consumer(self, consumer: ConsumerId) -> Consumer | None:
+        row = self._one("consumer", consumer=consumer)
+        return None if row is None else rows.consumer_of(row)
+
+    def consumers_of_loan(self, loan: LoanId) -> Sequence[Consumer]:
+        return [rows.consumer_of(row) for row in self._all("consumers_of_loan", loan=loan)]
+
+    def session(self, session: SessionId) -> Session | None:
+        row = self._one("session", session=session)
+        return None if row is None else rows.session_of(row)
+
+    def sessions_of_loan(self, loan: LoanId, limit: int) -> Sequence[Session]:
+        found = self._all("sessions_of_loan", loan=loan, limit=limit)
+        return [rows.session_of(row) for row in found]
+
+    def live_sessions_of_loan(self, loan: LoanId) -> Sequence[Session]:
+        return [rows.session_of(row) for row in self._all("live_sessions_of_loan", loan=loan)]
+
+    def count_connected_sessions(self, loan: LoanId) -> int:
+        return int(self._just_one("count_connected_sessions", loan=loan)["sessions"])
+
+    def standing(self, session: SessionId) -> Standing | None:
+        row = self._one("standing", session=session)
+        return None if row is None else rows.standing_of(row)
+
+    def appraisals_of_session(self, session: SessionId) -> Sequence[AppraisalRow]:
+        return [
+            rows.appraisal_of(
+                row, self._all("appraisal_documents", session=session, nonce=row["nonce"])
+            )
+            for row in self._all("appraisals_of_session", session=session)
+        ]
+
+    def document(self, sha256: bytes) -> bytes:
+        body = self._just_one("document", sha256=sha256)["body"]
+        assert isinstance(body, bytes)
+        return body
+
+    def count_steps(self, loan: LoanId) -> Mapping[Step, int]:
+        return {Step(row["step"]): row["sessions"] for row in self._all("count_steps", loan=loan)}
+
+    def ageing_sessions(self) -> Sequence[SessionId]:
+        return [row["session"] for row in self._all("ageing_sessions")]
+
+    def sessions_to_ask(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        found = self._all("sessions_to_ask", now_us=rows.to_us(now), limit=limit)
+        return [row["session"] for row in found]
+
+    def overdue_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        found = self._all(
+            "overdue_sessions",
+            now_us=rows.to_us(now),
+            answer_within_us=round(ANSWER_WITHIN_S * 1e6),
+            limit=limit,
+        )
+        return [row["session"] for row in found]
+
+    def silent_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        found = self._all("silent_sessions", now_us=rows.to_us(now), limit=limit)
+        return [row["session"] for row in found]
+
+    def lease(self, lease: LeaseId) -> LeaseRow | None:
+        row = self._one("lease", lease=lease)
+        return None if row is None else self._with_caps(row)
+
+    def leases_of_loan(self, loan: LoanId, limit: int) -> Sequence[LeaseRow]:
+        return [self._with_caps(row) for row in self._all("leases_of_loan", loan=loan, limit=limit)]
+
+    def _with_caps(self, row: rows.Row) -> LeaseRow:
+        caps = self._all("lease_caps", lease=row["lease"])
+        return rows.lease_of(row, {cap["consumer"]: cap["credits"] for cap in caps})
+
+    def open_of_session(self, session: SessionId) -> tuple[int, int, datetime | None]:
+        row = self._just_one("open_of_session", session=session)
+        return row["leases"], row["credits"], rows.from_us_or_none(row["expires_us"])
+
+    def has_unsettled(self, session: SessionId) -> bool:
+        return bool(self._just_one("unsettled_of_session", session=session)["leases"])
+
+    def leases_to_forfeit(self, now: datetime, limit: int) -> Sequence[LeaseId]:
+        found = self._all("leases_to_forfeit", now_us=rows.to_us(now), limit=limit)
+        return [row["lease"] for row in found]
+
+    def exposure(self, loan: LoanId, now: datetime) -> tuple[int, datetime | None]:
+        row = self._just_one("exposure", loan=loan, now_us=rows.to_us(now))
+        return row["credits"], rows.from_us_or_none(row["expires_us"])
+
+    def settlement_payload(self, lease: LeaseId) -> bytes | None:
+        row = self._one("settlement_payload", lease=lease)
+        return None if row is None else row["payload"]
+
+    def grant_of_key(self, key: str) -> GrantRow | None:
+        row = self._one("grant_of_key", idempotency_key=key)
+        return None if row is None else rows.grant_of(row)
+
+    def grants_of_loan(self, loan: LoanId, limit: int) -> Sequence[GrantRow]:
+        return [rows.grant_of(row) for row in self._all("grants_of_loan", loan=loan, limit=limit)]
+
+    def request(self, request: RequestId) -> MoreRequest | None:
+        row = self._one("request", request=request)
+        return None if row is None else rows.request_of(row)
+
+    def open_request_of_consumer(self, loan: LoanId, consumer: ConsumerId) -> MoreRequest | None:
+        row = self._one("open_request_of_consumer", loan=loan, consumer=consumer)
+        return None if row is None else rows.request_of(row)
+
+    def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]:
+        found = self._all("requests_of_loan", loan=loan, limit=limit)
+        return [rows.request_of(row) for row in found]
+
+    def stop_proof(self, session: SessionId) -> StopProofRow | None:
+        row = self._one("stop_proof", session=session)
+        return None if row is None else rows.stop_proof_of(row)
+
+    def events_after(self, after: int, loan: LoanId | None, limit: int) -> Sequence[Event]:
+        found = self._all("events_after", after=after, loan=loan, limit=limit)
+        return [rows.event_of(row) for row in found]
+
+    def last_appraisal_of_session(self, session: SessionId) -> Event | None:
+        row = self._one("last_appraisal_of_session", session=session)
+        return None if row is None else rows.event_of(row)
+
+    def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
+        return [rows.event_of(row) for row in self._all("last_events", loan=loan, limit=limit)]
+
+    # --- writing ---
+
+    def insert_custodian(self, row: Custodian) -> None:
+        self._run("insert_custodian", **rows.custodian_values(row))
+
+    def insert_model(self, row: Model) -> None:
+        self._run("insert_model", **rows.model_values(row))
+
+    def insert_loan(self, row: Loan, policy: str) -> None:
+        self._run("insert_loan", policy=policy, **rows.loan_values(row))
+
+    def set_loan_account(self, loan: LoanId, account: Account) -> None:
+        self._change("set_loan_account", loan=loan, **rows.account_values(account))
+
+    def set_loan_state(self, loan: LoanId, state: LoanState, reason: str) -> None:
+        self._change("set_loan_state", loan=loan, state=state.value, state_reason=reason)
+
+    def set_loan_token(self, loan: LoanId, token_sha256: bytes) -> None:
+        self._change("set_loan_token", loan=loan, token_sha256=token_sha256)
+
+    def insert_consumer(self, row: Consumer) -> None:
+        self._run("insert_consumer", **rows.consumer_values(row))
+
+    def set_consumer_account(self, consumer: ConsumerId, account: Account, used: int) -> None:
+        self._change(
+            "set_consumer_account", consumer=consumer, used=used, **rows.account_values(account)
+        )
+
+    def set_consumer_blocked(self, consumer: ConsumerId, blocked: bool, reason: str) -> None:
+        self._change(
+            "set_consumer_blocked", consumer=consumer, blocked=int(blocked), blocked_reason=reason
+        )
+
+    def insert_session(self, row: Session) -> None:
+        self._run("insert_session", **rows.session_values(row))
+
+    def set_session_state(self, row: Session) -> None:
+        self._change(
+            "set_session_state",
+            session=row.session,
+            state=row.state.value,
+            disconnected_us=rows.to_us_or_none(row.disconnected),
+            ended_us=rows.to_us_or_none(row.ended),
+            end_reason=row.end_reason,
+        )
+
+    def set_session_report(
+        self, session: SessionId, number: int, report_sha256: bytes, decision: bytes
+    ) -> None:
+        self._change(
+            "set_session_report",
+            session=session,
+            last_report=number,
+            report_sha256=report_sha256,
+            decision=decision,
+        )
+
+    def disconnect_all_sessions(self, now: datetime) -> None:
+        self._run("disconnect_all_sessions", now_us=rows.to_us(now))
+
+    def insert_standing(self, row: Standing) -> None:
+        self._run("insert_standing", **rows.standing_values(row))
+
+    def set_standing(self, row: Standing) -> None:
+        self._change("set_standing", **rows.standing_values(row))
+
+    def keep_document(self, sha256: bytes, body: bytes) -> None:
+        self._run("keep_document", sha256=sha256, body=body)
+
+    def insert_appraisal(self, row: AppraisalRow) -> None:
+        self._run("insert_appraisal", **rows.appraisal_values(row))
+        for document in rows.appraisal_document_values(row):
+            self._run("insert_appraisal_document", **document)
+
+    def insert_lease(self, row: LeaseRow) -> None:
+        self._run("insert_lease", **rows.lease_values(row))
+        for consumer, credits in row.caps.items():
+            self._run("insert_lease_cap", lease=row.lease, consumer=consumer, credits=credits)
+
+    def set_lease_state(self, row: LeaseRow) -> None:
+        self._change(
+            "set_lease_state",
+            lease=row.lease,
+            state=row.state.value,
+            used=row.used,
+            forfeited_us=rows.to_us_or_none(row.forfeited),
+            refunded_us=rows.to_us_or_none(row.refunded),
+        )
+
+    def insert_settlement(self, row: SettlementRow) -> None:
+        self._run(
+            "insert_settlement",
+            lease=row.lease,
+            used=row.used,
+            receipts=row.receipts,
+            receipt_chain=row.receipt_chain,
+            payload=row.payload,
+            signature=row.signature,
+            received_us=rows.to_us(row.received),
+        )
+        for consumer, credits in row.by_consumer.items():
+            self._run("insert_settlement_use", lease=row.lease, consumer=consumer, credits=credits)
+
+    def insert_grant(self, row: GrantRow) -> None:
+        self._run("insert_grant", **rows.grant_values(row))
+
+    def insert_request(self, row: MoreRequest) -> None:
+        self._run("insert_request", **rows.request_values(row))
+
+    def set_request_decision(self, row: MoreRequest) -> None:
+        self._change(
+            "set_request_decision",
+            request=row.request,
+            state=row.state.value,
+            granted=row.granted,
+            decision_reason=row.decision_reason,
+            decided_us=rows.to_us_or_none(row.decided),
+        )
+
+    def insert_stop_proof(self, row: StopProofRow) -> None:
+        self._run("insert_stop_proof", **rows.stop_proof_values(row))
+
+    def insert_event(
+        self,
+        *,
+        time: datetime,
+        kind: str,
+        actor: str,
+        loan: LoanId | None,
+        session: SessionId | None,
+        consumer: ConsumerId | None,
+        lease: LeaseId | None,
+        detail: bytes,
+    ) -> None:
+        self._run(
+            "insert_event",
+            time_us=rows.to_us(time),
+            kind=kind,
+            actor=actor,
+            loan=loan,
+            session=session,
+            consumer=consumer,
+            lease=lease,
+            detail=detail,
+        )
