@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import uvicorn
@@ -39,8 +40,8 @@ class Quiet(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(*, max_connections: int = 10) -> AsyncIterator[tuple[int, Said]]:
-    app = Said()
+async def serving(*, max_connections: int = 10, app: Any = None) -> AsyncIterator[tuple[int, Said]]:
+    app = app or Said()
     listener = socket.create_server(("127.0.0.1", 0))
     server = Quiet(
         uvicorn.Config(
@@ -145,3 +146,48 @@ async def test_more_connections_than_may_be_are_told_so() -> None:
         await writer.wait_closed()
         last = LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         assert (await say(port, last)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_a_server_without_websockets_refuses_to_change_to_them(method: bytes) -> None:
+    """With a body: it would be taken for what follows the change, and waited for in vain."""
+    async with serving() as (port, app):
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi"
+        came = await say(port, method + b" / HTTP/1.1\r\nHost: x\r\n" + upgrade)
+        assert came.startswith(b"HTTP/1.1 400")
+        assert b'"code":"http.upgrade"' in came
+        assert app.headers == []
+
+
+async def test_who_does_not_read_an_answer_loses_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guarded, "STALL_TIME_S", 0.2)
+    monkeypatch.setattr(guarded, "SLOWEST_BYTES_PER_S", 1 << 30)
+    ended = asyncio.Event()
+
+    async def large(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while (await asyncio.wait_for(receive_of(receive), None)) is None:
+                piece = {"type": "http.response.body", "body": b"x" * (1 << 20), "more_body": True}
+                await send(piece)
+        finally:
+            ended.set()
+
+    async def receive_of(receive):  # type: ignore[no-untyped-def]
+        """None as long as the client is there."""
+        try:
+            async with asyncio.timeout(0):
+                message = await receive()
+        except TimeoutError:
+            return None
+        return message if message["type"] == "http.disconnect" else None
+
+    async with serving(app=large) as (port, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(LIVE)
+        async with asyncio.timeout(5):
+            await ended.wait()
+        writer.close()

@@ -220,6 +220,9 @@ def test_the_whole_command_line_against_a_running_custodian(tmp_path: Path) -> N
                       "--credits", "9", "--ticket", str(tmp_path / "second.toml"))  # fmt: skip
         assert (tmp_path / "second.toml").stat().st_mode & 0o077 == 0
         assert run("grant", "1", "--data", str(data)).exit_code == 4  # which loan?
+        named = run("grant", "loan_x", "5", "--data", str(data))
+        assert named.exit_code == 2
+        assert "name the loan with --loan" in named.stderr
         assert run("stop", "none", "--data", str(data)).exit_code == 1
         assert seen("loan", "close", second["loan"]["loan"])["state"] == "closed"  # type: ignore[index]
         assert run("resume", "second", "--data", str(data)).exit_code == 4

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from aigovtool.attestation.binding import AskedBy, EnclaveKeys, report_data
 from aigovtool.crypto.labels import Label
-from aigovtool.enclave.api.attest import TokenBucket
 from aigovtool.enclave.api.http import Reply
+from aigovtool.enclave.api.pace import MAX_PEERS, PeerPace, TokenBucket
 from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import EnclaveConfig, Limits
 from aigovtool.enclave.roster import Roster
@@ -110,6 +110,27 @@ def test_a_bucket_never_gives_more_than_its_rate(
         assert given_out <= burst + per_s * now_s + 1e-6
 
 
+def test_one_peer_leaves_evidence_for_the_others() -> None:
+    pace = PeerPace(per_s=1.0, burst=8, now_s=0.0)
+    greedy = [pace.take("192.0.2.1", 0.0) == 0 for _ in range(100)]
+    assert sum(greedy) == 4
+    assert [pace.take("192.0.2.2", 0.0) == 0 for _ in range(8)].count(True) == 4
+    assert pace.take("192.0.2.3", 0.0) == 1.0  # all together: the next one in a second
+    assert pace.take("192.0.2.3", 1.0) == 0
+
+
+def test_a_peer_with_a_whole_network_is_one_peer() -> None:
+    pace = PeerPace(per_s=1.0, burst=8, now_s=0.0)
+    served = [pace.take(f"2001:db8:1:2::{number:x}", 0.0) == 0 for number in range(100)]
+    assert sum(served) == 4
+    assert pace.take("2001:db8:1:3::1", 0.0) == 0
+    mapped = [pace.take(name, 9.0) == 0 for name in ("::ffff:192.0.2.1", "192.0.2.1") * 4]
+    assert sum(mapped) == 4
+    for number in range(MAX_PEERS + 10):  # what is remembered of peers is bounded
+        pace.take(f"198.51.{number // 256}.{number % 256}", 0.0)
+    assert len(pace._peers) <= MAX_PEERS
+
+
 def test_a_limit_of_nothing_is_refused() -> None:
     for name in Limits.__struct_fields__:
         with pytest.raises(ConfigurationError, match=name):
@@ -185,7 +206,7 @@ async def test_a_nonce_is_32_bytes_of_hex(enclave: RunningEnclave) -> None:
 
 
 async def test_evidence_is_rate_limited(custodian: FakeCustodian) -> None:
-    limits = Limits(attestations_per_s=0.1, attestation_burst=2)
+    limits = Limits(attestations_per_s=0.2, attestation_burst=4)  # half of it for one address
     async with running_enclave(custodian, limits=limits) as enclave:
         path = "/.well-known/attestation?nonce=" + "00" * 32
         statuses = [(await enclave.get(path))[0] for _ in range(3)]

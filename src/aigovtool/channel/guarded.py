@@ -4,7 +4,10 @@ uvicorn's HTTP connection, guarded: what both servers ask of a connection before
 Rule 1: a request's head is finished within a time and a size, or the connection is closed. uvicorn
         itself bounds neither, so one caller without any key could fill the memory.
 Rule 2: connections are bounded in number, and broken HTTP is answered with problem details.
-Rule 3: what follows a chunked body is no header (RFC 9110 section 6.5.1): it is counted, and
+Rule 3: an answer is taken at a pace, or the connection is closed: nobody makes a server keep it.
+Rule 4: a request to speak another protocol on is refused, unless the server speaks it: what comes
+        after it is no body, which would be waited for in vain.
+Rule 5: what follows a chunked body is no header (RFC 9110 section 6.5.1): it is counted, and
         forgotten.
 """
 
@@ -20,6 +23,8 @@ from aigovtool.wire.problem import CONTENT_TYPE, Problem, problem_of
 
 HEAD_TIME_S = 15.0
 MAX_HEAD_BYTES = 64 << 10
+STALL_TIME_S = 30.0  # for whoever reads an answer, besides the time that its bytes need
+SLOWEST_BYTES_PER_S = 16 << 10
 
 
 def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
@@ -28,6 +33,8 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
     class GuardedProtocol(HttpToolsProtocol):
         _head_bytes = 0
         _head_timer: asyncio.TimerHandle | None = None
+        _stall_timer: asyncio.TimerHandle | None = None
+        _refusal = MalformedError("not an HTTP request", code="http")
         _in_head = True
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,7 +48,18 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_is_here()
+            self._is_read()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            waiting = self.transport.get_write_buffer_size()
+            time_s = STALL_TIME_S + waiting / SLOWEST_BYTES_PER_S
+            self._stall_timer = self.loop.call_later(time_s, self._abort)
+
+        def resume_writing(self) -> None:
+            self._is_read()
+            super().resume_writing()
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
@@ -69,10 +87,17 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._in_head = False
             self._head_is_here()
+            if self.parser.should_upgrade() and not self._should_upgrade():
+                self._refusal = MalformedError(
+                    "this server does not change to another protocol",
+                    code="http.upgrade",
+                    mend="send the request without an Upgrade header",
+                )
+                raise ValueError("upgrade")  # the parser turns it into a 400
             super().on_headers_complete()
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(problem_of(MalformedError("not an HTTP request", code="http")))
+            self._refuse(problem_of(self._refusal))
 
         def _count(self, part: bytes) -> None:
             self._head_bytes += len(part)
@@ -87,6 +112,14 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
+
+        def _is_read(self) -> None:
+            if self._stall_timer is not None:
+                self._stall_timer.cancel()
+                self._stall_timer = None
+
+        def _abort(self) -> None:
+            self.transport.abort()  # to close would wait for what is not read to be read
 
         def _close(self) -> None:
             self.transport.close()

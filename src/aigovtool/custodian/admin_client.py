@@ -16,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from aigovtool.channel.plainly import why_it_failed
 from aigovtool.custodian import files
 from aigovtool.errors import ConfigurationError, MalformedError, UnavailableError
 from aigovtool.wire.codec import decode
@@ -101,11 +102,17 @@ class AdminClient:
                     retry_after_s=float(after) if after.isdecimal() else None,
                 )
             yield answer
+        except ssl.SSLCertVerificationError:
+            raise UnavailableError(
+                f"what answers at {self._url} is not certified by whom you trust",
+                code="admin.certificate",
+                mend="name the PEM that certifies it with --admin-ca",
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise UnavailableError(
                 f"no custodian answers at {self._url}",
                 code="admin.unreachable",
-                came=type(error).__name__,
+                came=why_it_failed(error),
                 mend="start it with `aigovtool custodian serve`, or name another with --admin",
             ) from None
         finally:

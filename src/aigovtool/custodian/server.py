@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
+from aigovtool.channel.accepting import Choose, Entrance, always
 from aigovtool.channel.guarded import guarded_protocol
 from aigovtool.crypto.tls import TLS_CIPHERS, make_custodian_identity, server_context
 from aigovtool.custodian.api.admin import admin_app
-from aigovtool.custodian.api.either import accept_either
+from aigovtool.custodian.api.either import either
 from aigovtool.custodian.api.enclaves import enclave_app
 from aigovtool.custodian.api.http import off_loop
 from aigovtool.custodian.app import App
@@ -117,15 +118,17 @@ class Server:
             app.key, app.identity.certificate_pem, now=app.clock.now()
         )
         admin_tls = _admin_tls(self._config)
-        for_enclaves = _Uvicorn(enclave_app(app), server_context(identity))
+        for_enclaves = _Uvicorn(enclave_app(app))
         for_admin = _Uvicorn(
             admin_app(
                 app,
                 names=admin_names(self._config),
                 enclave_address=advertised(self._config, self._doors),
-            ),
-            admin_tls,
+            )
         )
+        tls = server_context(identity)
+        # without a certificate of its own, the admin's door takes plain HTTP and TLS
+        for_anyone = either(tls) if admin_tls is None else always(admin_tls)
         app.hub.start()
         await off_loop(app.reports, app.sessions.start)
         loop = asyncio.get_running_loop()
@@ -133,24 +136,20 @@ class Server:
             loop.add_signal_handler(number, self._end.set)
         try:
             async with asyncio.TaskGroup() as tasks:
-                # without a certificate of its own, the admin's door is opened by `accept_either`
-                admin_sockets = [] if admin_tls is None else [self._doors.admin]
                 serving = [
-                    tasks.create_task(for_enclaves.serve(sockets=[self._doors.enclaves])),
-                    tasks.create_task(for_admin.serve(sockets=admin_sockets)),
+                    tasks.create_task(door.serve(sockets=[])) for door in (for_enclaves, for_admin)
                 ]
-                sweeping = tasks.create_task(self._sweep())
                 await for_enclaves.is_up.wait()
                 await for_admin.is_up.wait()
-                others = [sweeping]
-                if admin_tls is None:
-                    accepting = accept_either(
-                        self._doors.admin,
-                        make=for_admin.protocol,
-                        tls=server_context(identity),
-                    )
-                    self._doors.admin.listen()  # now: whoever is told "ready" may call at once
-                    others.append(tasks.create_task(accepting))
+                # both listen from here on: whoever is told "ready" may call at once
+                entrances = (
+                    for_enclaves.entrance(self._doors.enclaves, always(tls)),
+                    for_admin.entrance(self._doors.admin, for_anyone),
+                )
+                others = [
+                    tasks.create_task(self._sweep()),
+                    *(tasks.create_task(entrance.run()) for entrance in entrances),
+                ]
                 on_ready()
                 await self._end.wait()
                 await self._settle_up()
@@ -198,12 +197,11 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """One door. Signals are ours: the two doors end together, after the enclaves were told."""
 
-    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._protocol = guarded_protocol(max_connections=MAX_CONNECTIONS)
         super().__init__(
             uvicorn.Config(
                 app,
-                ssl_context_factory=None if tls is None else lambda *_: tls,
                 http=self._protocol,
                 ws="websockets-sansio",
                 ws_max_size=MAX_CONTROL_BYTES,
@@ -226,10 +224,15 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.is_up.set()
 
-    def protocol(self) -> asyncio.Protocol:
-        """Serve one connection that was accepted elsewhere."""
-        return self._protocol(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+    def entrance(self, listener: socket.socket, choose: Choose) -> Entrance:
+        """Return what lets connections in; they are served once `is_up`."""
+        return Entrance(
+            listener,
+            make=lambda: self._protocol(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            ),
+            choose=choose,
+            room=lambda: MAX_CONNECTIONS - len(self.server_state.connections),
         )
 
     @contextlib.contextmanager

@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_waiting: queries that wait for credits.
         lease_wait_s: how long a query waits for a lease of credits that exist.
         max_patience_s: how long ``Prefer: wait`` can make a query wait for credits that do not.
-        attestations_per_s: fresh evidence that is made for consumers, all together.
+        attestations_per_s: fresh evidence that is made for consumers; one address gets half of it.
         attestation_burst: so many at once.
         attestation_wait_s: how long a consumer waits for evidence and a live lease.
         max_connections: of consumers.

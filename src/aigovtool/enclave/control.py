@@ -124,6 +124,7 @@ class Conversation:
         self._forgotten = False  # the custodian knows the session no more: nothing is owed to it
         self._backoff = Backoff()
         self._attempted = False
+        self._said = ""  # why there is no connection, the last time that it was logged
 
     def end(self, ending: Ending) -> None:
         """Let the session end for a reason of our own, unless it has ended already."""
@@ -158,6 +159,7 @@ class Conversation:
         """Talk through one connection; True when all was said that had to be said."""
         socket, first = await self._connect(stack)
         connected_s = self._clock.monotonic_s()
+        self._said = ""
         self._take(first)
         if not isinstance(first, Welcome):
             return False
@@ -204,7 +206,10 @@ class Conversation:
                 async with asyncio.timeout(HELLO_TIMEOUT_S):
                     return socket, await socket.hello(self._session.id, self._key)
             except (AIGovToolError, TimeoutError) as error:
-                _log.info("no control connection yet: %s", error)
+                why = str(error) or "no answer in time"
+                if self._said != why:  # once for as long as it stays the same
+                    self._said = why
+                    _log.info("no control connection yet: %s", why)
                 await stack.aclose()
 
     # --- talking --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from aigovtool.channel.plainly import why_it_failed
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey, parse_public_key
 from aigovtool.crypto.tls import pinned_client_context, public_key_of_root
@@ -254,7 +255,7 @@ def _lost(error: BaseException | None) -> UnavailableError:
     return UnavailableError(
         "the custodian cannot be reached",
         code="custodian.unreachable",
-        came="the connection was closed" if error is None else type(error).__name__,
+        came=why_it_failed(error),
     )
 
 

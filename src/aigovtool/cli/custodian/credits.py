@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -22,12 +22,21 @@ from aigovtool.cli.custodian.remote import (
 )
 from aigovtool.cli.output import exits, json_option
 
-if TYPE_CHECKING:
-    pass
+
+class Credits(click.IntRange):
+    """A number of credits; whoever names a loan there is told how to."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            if str(value).lstrip("-").isdecimal():
+                raise
+            self.fail(f"{value!r} is not a number; name the loan with --loan", param, ctx)
 
 
 @custodian.command()
-@click.argument("credits", type=click.IntRange(min=1))
+@click.argument("credits", type=Credits(min=1))
 @loan_option
 @click.option("--consumer", help="Id or name: add to its own budget instead of the loan's.")
 @reason_option

@@ -2,7 +2,7 @@
 ``GET /.well-known/attestation?nonce=…``: fresh evidence for a consumer, before it sends anything.
 
 Rule 1: whoever asks gets it, without a key: a consumer must judge before it shows its key.
-Rule 2: evidence costs time, so that all together get only so much of it.
+Rule 2: evidence costs time, so that all together get only so much of it, and one peer a share.
 Rule 3: the statement names a live lease, if there is anything to lease.
 """
 
@@ -16,6 +16,7 @@ from aigovtool.attestation.binding import NONCE_BYTES, AskedBy, report_data
 from aigovtool.attestation.evidence import Endorsements, Evidence
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import Reply, Request, json_reply
+from aigovtool.enclave.api.pace import PeerPace
 from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
@@ -27,27 +28,6 @@ from aigovtool.wire.enrolment import AttestationDocument
 EVIDENCE_THREADS = 2
 
 
-class TokenBucket:
-    """A rate with a burst. Pure: time is an argument, in seconds."""
-
-    __slots__ = ("_at_s", "_burst", "_level", "_rate")
-
-    def __init__(self, *, per_s: float, burst: int, now_s: float) -> None:
-        self._rate = per_s
-        self._burst = burst
-        self._level = float(burst)
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> float:
-        """Take one and return 0, or return after how many seconds there will be one."""
-        self._level = min(self._burst, self._level + (now_s - self._at_s) * self._rate)
-        self._at_s = now_s
-        if self._level < 1:
-            return (1 - self._level) / self._rate
-        self._level -= 1
-        return 0.0
-
-
 class Attest:
     """Serves attestation documents."""
 
@@ -57,7 +37,7 @@ class Attest:
         self._wait_s = limits.attestation_wait_s
         self._clock = clock
         self._threads = ThreadPoolExecutor(EVIDENCE_THREADS, thread_name_prefix="evidence")
-        self._bucket = TokenBucket(
+        self._pace = PeerPace(
             per_s=limits.attestations_per_s,
             burst=limits.attestation_burst,
             now_s=clock.monotonic_s(),
@@ -68,7 +48,7 @@ class Attest:
         nonce = _nonce(request.query)
         session, _ = self._enclave.serving()
         now_s = self._clock.monotonic_s()
-        if (after_s := self._bucket.take(now_s)) > 0:
+        if (after_s := self._pace.take(request.peer, now_s)) > 0:
             raise UnavailableError(
                 "too many ask for evidence", code="attestation.rate", retry_after_s=after_s
             )

@@ -62,7 +62,7 @@ class BodyRoom:
 class Request:
     """One request. `headers` has the last of each name, in lower case."""
 
-    __slots__ = ("_read", "body_bytes", "headers", "method", "path", "query", "receive")
+    __slots__ = ("_read", "body_bytes", "headers", "method", "path", "peer", "query", "receive")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
@@ -70,6 +70,7 @@ class Request:
         self.query: bytes = scope["query_string"]
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.receive = receive
+        self.peer: str = (scope["client"] or ("",))[0]  # its address
         self._read = False
         self.body_bytes = 0  # taken of a `BodyRoom`, to be given back when the request is over
 

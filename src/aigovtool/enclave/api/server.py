@@ -6,6 +6,7 @@ Rule 1: signals are the application's affair, which settles and wipes before the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from aigovtool.channel.accepting import Entrance, always
 from aigovtool.channel.guarded import guarded_protocol
 from aigovtool.enclave.config import Limits
 from aigovtool.errors import ConfigurationError
@@ -43,12 +45,16 @@ def listen_on(host: str, port: int) -> socket.socket:
 
 
 class EnclaveServer(uvicorn.Server):
-    """The server of one application on one socket; `run` serves until `should_exit`."""
+    """The server of one application on one socket; `serve` serves until `should_exit`."""
 
     def __init__(self, app: Any, *, tls: ssl.SSLContext, limits: Limits) -> None:
+        self._tls = tls
+        self._accepting: list[asyncio.Task[None]] = []
+        self._max_connections = limits.max_connections
+        self._protocol = guarded_protocol(max_connections=limits.max_connections)
         config = uvicorn.Config(
             app,
-            http=guarded_protocol(max_connections=limits.max_connections),
+            http=self._protocol,
             ws="none",
             lifespan="off",
             loop="none",
@@ -60,9 +66,38 @@ class EnclaveServer(uvicorn.Server):
             timeout_keep_alive=int(max(1, limits.idle_s)),
             timeout_graceful_shutdown=GRACE_S,
         )
-        config.load()
-        config.ssl = tls  # uvicorn itself only reads keys from files
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve what connects to *sockets*, which listen already."""
+        await super().startup(sockets=[])
+        for listener in sockets or ():
+            entrance = Entrance(
+                listener,
+                make=lambda: self._protocol(
+                    config=self.config,
+                    server_state=self.server_state,
+                    app_state=self.lifespan.state,
+                ),
+                choose=always(self._tls),
+                room=lambda: self._max_connections - len(self.server_state.connections),
+            )
+            accepting = asyncio.create_task(entrance.run())
+            accepting.add_done_callback(self._is_deaf)
+            self._accepting.append(accepting)
+
+    def _is_deaf(self, _: asyncio.Task[None]) -> None:
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let nobody in, and what is in flight end; raises what made the server deaf, if so."""
+        for accepting in self._accepting:
+            accepting.cancel()
+        ended = await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets=[])
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
