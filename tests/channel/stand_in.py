@@ -248,7 +248,9 @@ class StandIn:
         self.chain = NO_RECEIPT_BEFORE
         self.asked: list[Asked] = []
         self.received: list[bytearray] = []  # by connection, after the handshake
-        self.alive: set[asyncio.Transport] = set()
+        self.alive: set[asyncio.Transport] = set()  # after their handshake
+        self.accepted: set[asyncio.Transport] = set()  # what TLS runs over, from the first moment
+        self.handshakes: set[asyncio.Task[None]] = set()
         self.tell: Callable[[bytes], AttestationDocument | bytes] = self._honest
         self.reply: Callable[[Asked], bytes | None] = self.infer
         self.port = 0
@@ -366,18 +368,14 @@ class StandIn:
         self._call(self._drop())
 
     async def _drop(self) -> None:
-        for transport in list(self.alive):
+        handshakes = list(self.handshakes)
+        for transport in list(self.accepted):
             transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.gather(*handshakes, return_exceptions=True)
 
     def _listen(self) -> None:
         async def listen() -> asyncio.Server:
-            return await self._loop.create_server(
-                lambda: _Wire(self),
-                "127.0.0.1",
-                self.port,
-                ssl=server_context(self.session.identity),
-            )
+            return await self._loop.create_server(lambda: _Door(self), "127.0.0.1", self.port)
 
         self._server = self._call(listen())
         self.port = self._server.sockets[0].getsockname()[1]
@@ -411,11 +409,49 @@ class StandIn:
         self._thread.join(10)
 
 
-class _Wire(asyncio.Protocol):
-    """One connection: keeps the bytes, and answers whole requests."""
+class _Door(asyncio.Protocol):
+    """
+    One connection up to the end of its TLS handshake.
+
+    asyncio's own TLS server forgets a connection that is in its handshake when the loop ends; this
+    one is known from its first moment, so that it can be closed.
+    """
 
     def __init__(self, server: StandIn) -> None:
         self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()  # what comes is for TLS, which starts in the task
+        self._server.accepted.add(transport)
+        task = asyncio.get_running_loop().create_task(self._shake_hands(transport))
+        self._server.handshakes.add(task)
+        task.add_done_callback(self._server.handshakes.discard)
+
+    async def _shake_hands(self, transport: asyncio.Transport) -> None:
+        wire = _Wire(self._server, transport)
+        try:
+            context = server_context(self._server.session.identity)
+            secured = await asyncio.get_running_loop().start_tls(
+                transport, wire, context, server_side=True
+            )
+        except OSError:  # the peer's judgement of us, or its end
+            secured = None
+        if secured is None:  # asyncio's word for a connection that was cut in the handshake
+            transport.abort()
+            self._server.accepted.discard(transport)
+        else:
+            wire.open(secured)
+
+
+class _Wire(asyncio.Protocol):
+    """One connection after its handshake: keeps the bytes, and answers whole requests."""
+
+    def __init__(self, server: StandIn, below: asyncio.Transport) -> None:
+        self._server = server
+        self._below = below
+        self._transport: asyncio.Transport | None = None
+        self._bytes = bytearray()
         self._new_request()
 
     def _new_request(self) -> None:
@@ -423,19 +459,22 @@ class _Wire(asyncio.Protocol):
         self._target, self._body = b"", b""
         self._headers: dict[str, str] = {}
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def open(self, transport: asyncio.Transport) -> None:
+        """Answer what has come already, and what will."""
         self._transport = transport
         self._server.alive.add(transport)
-        self._bytes = bytearray()
         self._server.received.append(self._bytes)
+        self._parser.feed_data(bytes(self._bytes))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.alive.discard(self._transport)
+        self._server.accepted.discard(self._below)
+        if self._transport is not None:
+            self._server.alive.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._bytes += data
-        self._parser.feed_data(data)
+        if self._transport is not None:
+            self._parser.feed_data(data)
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -453,6 +492,7 @@ class _Wire(asyncio.Protocol):
         self._server.asked.append(asked)
         data = self._server.answer_to(asked)
         self._new_request()
+        assert self._transport is not None
         if data is None:
             self._transport.abort()
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ import pytest
 
 import aigovtool
 from aigovtool.attestation.policy import write_policy
-from aigovtool.channel.http1 import ConnectionLostError
+from aigovtool.channel.address import Address
+from aigovtool.channel.http1 import Connection, ConnectionLostError, open_connection
 from aigovtool.client.session import AsyncClient, connect_async, read_manifest
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.errors import (
@@ -378,6 +380,27 @@ async def test_closing_ends_what_is_under_way(enclave: StandIn, client: AsyncCli
     with pytest.raises(ConnectionLostError):
         await query
     assert len(enclave.queries) == 1
+
+
+async def test_closing_while_a_query_connects_sends_nothing(
+    enclave: StandIn, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting, closed = asyncio.Event(), asyncio.Event()
+
+    async def late(address: Address, context: ssl.SSLContext) -> Connection:
+        connecting.set()
+        await closed.wait()
+        return await open_connection(address, context)
+
+    monkeypatch.setattr("aigovtool.channel.connect.open_connection", late)
+    query = asyncio.create_task(client.infer({"x": X}))
+    await connecting.wait()
+    await client.aclose()
+    closed.set()
+    with pytest.raises(ConfigurationError):
+        await query
+    assert not enclave.queries
+    await until(lambda: not enclave.alive)
 
 
 async def test_cancelling_closes_the_connection(enclave: StandIn, client: AsyncClient) -> None:

@@ -93,6 +93,8 @@ class AttestedChannel:
             pin, connection = await self._connect()
             self._busy.add(connection)
             try:
+                if self.closed:  # while the connection was made
+                    raise _closed()
                 response = await connection.ask(make_request(pin.enclave))
                 yield pin.enclave, response
             finally:
@@ -112,7 +114,7 @@ class AttestedChannel:
 
     async def _connect(self) -> tuple[_Pin, Connection]:
         if self.closed:
-            raise ConfigurationError("the client is closed", code="channel.closed")
+            raise _closed()
         pin = self._pin
         now_s = self._clock.monotonic_s()
         if now_s >= pin.good_until_s:
@@ -157,6 +159,10 @@ async def open_channel(address: Address, policy: Policy, *, clock: Clock) -> Att
     """
     policy.require_custodian()
     return AttestedChannel(address, policy, clock, await _judge_and_pin(address, policy, clock))
+
+
+def _closed() -> ConfigurationError:
+    return ConfigurationError("the client is closed", code="channel.closed")
 
 
 async def _judge_and_pin(address: Address, policy: Policy, clock: Clock) -> _Pin:
