@@ -30,6 +30,7 @@ MAX_SIDE_PX = 8192
 MAX_LABELS = 100_000
 MAX_TEXT_BYTES = 1 << 24
 MAX_SCALE = 1e6
+MAX_BATCH_ITEMS = 1 << 16  # one lease pays for all of them at once
 
 Datatype = Literal[
     "BOOL",
@@ -255,6 +256,22 @@ class TensorOutput(
     name: Name
 
 
+class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    How the model takes several items in one query; each costs one credit.
+
+    Args:
+        axes: for each input that holds a batch, the axis along which its items lie, from 0.
+        max_items: a larger batch is refused.
+    """
+
+    axes: Annotated[
+        dict[Name, Annotated[int, Meta(ge=0, lt=MAX_RANK)]],
+        Meta(min_length=1, max_length=MAX_TENSORS),
+    ]
+    max_items: Annotated[int, Meta(ge=1, le=MAX_BATCH_ITEMS)] = MAX_BATCH_ITEMS
+
+
 InputDescription = ImageInput | TextInput | TensorInput
 OutputDescription = ClassificationOutput | TensorOutput
 
@@ -269,6 +286,8 @@ class ModelInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         notice: shown with every answer, such as "not a medical device"; empty for none.
         inputs: all inputs of the model, in its order.
         outputs: the outputs that a client asks for, in the order in which they are shown.
+        batch: how items are counted and charged; null for a query that is one item whatever its
+            shapes. Left out, a first dimension that is free in every input is the batch's.
     """
 
     version: Literal[1] = 1
@@ -276,6 +295,7 @@ class ModelInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     notice: Sentence = ""
     inputs: Annotated[tuple[InputDescription, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
     outputs: Annotated[tuple[OutputDescription, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
+    batch: Batch | None | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for side, names in (

@@ -33,7 +33,7 @@ from aigovtool.crypto.signing import (
 from aigovtool.errors import MalformedError, TooLargeError, VerificationError
 from aigovtool.ids import DIGEST_BYTES, sha256
 from aigovtool.sealing.chunked import HEADER_BYTES, sealed_size
-from aigovtool.sealing.interface import Datatype, ModelInterface, Name, Shape
+from aigovtool.sealing.interface import Batch, Datatype, ModelInterface, Name, Shape
 
 MAX_PAYLOAD_BYTES = 3 << 20  # 4,096 files or 100,000 labels fit; nothing sensible is larger
 MAX_SIGNED_BYTES = MAX_PAYLOAD_BYTES // 3 * 4 + 1024  # the payload in base64, and its envelope
@@ -316,6 +316,8 @@ def _check_interface(interface: ModelInterface, signature: ModelSignature) -> No
             came=_brief(described),
             mend="describe the inputs in the model's order, with its datatypes and shapes",
         )
+    if isinstance(interface.batch, Batch):
+        _check_batch(interface.batch, signature)
     known = {tensor.name for tensor in signature.outputs}
     for output in interface.outputs:
         if output.name not in known:
@@ -323,6 +325,17 @@ def _check_interface(interface: ModelInterface, signature: ModelSignature) -> No
                 "the interface describes an output that the model does not have",
                 expected=f"one of {sorted(known)[:8]}",
                 came=repr(output.name),
+            )
+
+
+def _check_batch(batch: Batch, signature: ModelSignature) -> None:
+    shapes = {tensor.name: tensor.shape for tensor in signature.inputs}
+    for name, axis in batch.axes.items():
+        if axis >= len(shapes.get(name, ())):
+            raise _malformed(
+                "the interface puts a batch where the model has no axis",
+                expected=_brief([(one.name, one.datatype, one.shape) for one in signature.inputs]),
+                came=f"axis {axis} of {name!r}",
             )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+import msgspec
+
 from aigovtool.errors import MalformedError
 from aigovtool.sealing.interface import (
     Datatype,
@@ -69,10 +71,13 @@ def derive_interface(
     """
     Describe a model by its ONNX signature alone: tensors in, tensors out.
 
+    First dimensions that the model names differently ("batch" here, "length" there) are no batch.
+
     Raises:
         MalformedError: a tensor of a type that the protocol cannot carry.
     """
-    outputs = tuple(outputs)
+    inputs, outputs = tuple(inputs), tuple(outputs)
+    words = {one.shape[0] for one in inputs if one.shape and isinstance(one.shape[0], str)}
     for tensor in outputs:
         onnx_datatype(tensor)
     return ModelInterface(
@@ -82,4 +87,5 @@ def derive_interface(
             for one in inputs
         ),
         outputs=tuple(TensorOutput(name=one.name) for one in outputs),
+        batch=None if len(words) > 1 else msgspec.UNSET,
     )
