@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "model-interface.md").read_text()
 
 
 def test_the_example_is_a_model_interface() -> None:
-    (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    example = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]
     read = interface.decode_interface(example.encode())
     assert read.title == "handwritten digits"
 

@@ -239,11 +239,13 @@ class StandIn:
     Args:
         session: whose keys and document it shows.
         credits: what is left; a query costs one.
+        price: what receipts say that it cost.
     """
 
     def __init__(self, session: Session, *, credits: int = 5) -> None:
         self.session = session
         self.credits = credits
+        self.price = 1
         self.receipts = 0
         self.chain = NO_RECEIPT_BEFORE
         self.asked: list[Asked] = []
@@ -333,8 +335,8 @@ class StandIn:
             "previous": self.chain,
             "own_number": self.receipts,
             "own_previous": self.chain,
-            "cost": 1,
-            "balance_before": self.credits + 1,
+            "cost": self.price,
+            "balance_before": self.credits + self.price,
             "balance_after": self.credits,
             "time": datetime.now(UTC),
         }

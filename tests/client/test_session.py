@@ -119,6 +119,7 @@ async def test_connections_are_reused_and_calls_run_side_by_side(
 
 
 async def test_large_tensors_go_both_ways(enclave: StandIn, client: AsyncClient) -> None:
+    enclave.price = 1 << 20
     large = np.random.default_rng(0).random((1 << 20, 3), np.float32)  # 12 MiB
     result = await client.infer({"x": large})
     np.testing.assert_array_equal(result.outputs["y"], large * 2)
@@ -213,12 +214,24 @@ async def test_a_reason_that_is_none_is_not_sent(
         (lambda e: e.receipt(session=SessionId("sess_x")), "receipt.subject"),
         (lambda e: e.receipt(model_digest=bytes(32)), "receipt.subject"),
         (lambda e: e.receipt(cost=2), "receipt.sum"),
+        (lambda e: e.receipt(cost=2, balance_after=e.credits - 1), "receipt.price"),
         (lambda e: e.receipt(cost=-1, balance_after=e.credits + 2), "receipt.sum"),
         (lambda e: "nonsense", "malformed"),
         (lambda e: "", "malformed"),
         (None, "receipt.missing"),
     ],
-    ids=["key", "loan", "session", "model", "sum", "negative", "nonsense", "empty", "missing"],
+    ids=[
+        "key",
+        "loan",
+        "session",
+        "model",
+        "sum",
+        "price",
+        "negative",
+        "nonsense",
+        "empty",
+        "missing",
+    ],
 )
 async def test_no_answer_without_a_genuine_receipt(
     enclave: StandIn, client: AsyncClient, forge: object, code: str

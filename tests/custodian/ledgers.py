@@ -138,9 +138,18 @@ class FakeEnclave:
         settlements: tuple[Signed, ...] = (),
         want: int | None = None,
         by_consumer: dict[ConsumerId, int] | None = None,
+        at_least: int = 0,
+        at_least_of: dict[ConsumerId, int] | None = None,
     ) -> Report:
         self.number += 1
-        wish = None if want is None else Want(credits=want, by_consumer=by_consumer or {})
+        wish = None
+        if want is not None:
+            wish = Want(
+                credits=want,
+                by_consumer=by_consumer or {},
+                at_least=at_least,
+                at_least_of=at_least_of or {},
+            )
         return Report(number=self.number, settlements=settlements, want=wish)
 
 

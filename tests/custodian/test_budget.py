@@ -78,6 +78,24 @@ def test_settling_more_than_is_leased_breaks_a_promise_instead_of_the_sum() -> N
         Account(granted=3, left=1, leased=1)
 
 
+@given(
+    st.integers(0, 10_000),
+    st.integers(0, 10_000),
+    st.integers(0, 50),
+    st.integers(1, 500),
+    st.integers(1, 600),
+)
+def test_a_block_can_pay_for_the_query_that_waits_and_never_more_than_there_is(
+    want: int, left: int, sessions: int, limit: int, at_least: int
+) -> None:
+    credits = budget.block(want, left, sessions, limit, at_least)
+    assert 0 <= credits <= min(want, left, limit)
+    if at_least <= min(want, left, limit):
+        assert credits >= at_least
+    else:  # no lease could pay for it, so it gets none of the others' share
+        assert credits <= max(min(at_least, left, limit), budget.block(want, left, sessions, limit))
+
+
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 50), st.integers(1, 500))
 def test_a_block_fits_what_is_left_wanted_and_allowed(
     want: int, left: int, sessions: int, limit: int

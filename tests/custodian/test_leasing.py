@@ -337,6 +337,38 @@ def test_a_lease_is_never_larger_than_the_terms_say(ledger: Bench) -> None:
     assert granted(ledger.lease(ledger.enclave(loan), 5000)).credits == 7
 
 
+def test_a_lease_can_pay_for_the_batch_that_waits(ledger: Bench) -> None:
+    loan = ledger.lend(60).loan
+    own, enclave = ledger.consumer(loan, budget=50), ledger.enclave(loan)
+    [ledger.enclave(loan) for _ in range(5)]
+    answer = ledger.leasing.report(
+        enclave.session, enclave.report((), 51, {own: 50}, 50, {own: 50})
+    )
+    lease = granted(answer)
+    assert (lease.credits, lease.caps, answer.largest_lease) == (50, {own: 50}, 10_000)
+    # what is left could not pay for another one, and is shared as ever
+    assert (
+        granted(ledger.leasing.report(enclave.session, enclave.report((), 51, None, 50))).credits
+        == 1
+    )
+
+
+def test_a_look_at_what_is_left_leases_nothing(ledger: Bench) -> None:
+    loan = ledger.lend(60, max_lease_credits=20).loan
+    own, enclave = ledger.consumer(loan, budget=7), ledger.enclave(loan)
+    answer = ledger.leasing.report(enclave.session, enclave.report((), 0, {own: 0}))
+    assert (answer.lease, answer.left, answer.consumer_left) == (None, 60, {own: 7})
+    assert answer.largest_lease == 20
+
+
+def test_a_negative_price_is_refused(ledger: Bench) -> None:
+    loan = ledger.lend(10).loan
+    enclave = ledger.enclave(loan)
+    with pytest.raises(MalformedError):
+        ledger.leasing.report(enclave.session, enclave.report((), 5, None, -1))
+    assert numbers(ledger, loan) == (10, 10, 0, 0, 0)
+
+
 @pytest.mark.parametrize("credits", [-1, -(10**12)])
 def test_a_negative_wish_is_refused(ledger: Bench, credits: int) -> None:
     loan = ledger.lend(10).loan

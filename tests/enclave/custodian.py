@@ -390,6 +390,7 @@ class FakeCustodian:
             consumer_left={
                 one.id: one.budget for one in self.consumers.values() if one.budget is not None
             },
+            largest_lease=self.max_lease,
             statement=self._statement(session, lease),
         )
         session.answers[report.number] = (report, answer)

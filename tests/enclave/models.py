@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from aigovtool.crypto.signing import SigningKey
+from aigovtool.sealing.interface import ModelInterface
 from aigovtool.sealing.manifest import ModelSignature, TensorSpec, VerifiedManifest
 from aigovtool.sealing.seal import ModelDescription, SourceFile, new_content_key, seal
 
@@ -57,6 +58,18 @@ def doubling() -> tuple[dict[str, bytes], ModelSignature]:
         [value("y", TensorProto.FLOAT, [None, 2])],
     )
     return {"model.onnx": model}, _signature({"x": ("FP32", (-1, 2))}, {"y": ("FP32", (-1, 2))})
+
+
+def adding() -> tuple[dict[str, bytes], ModelSignature]:
+    """y = a + b, on FP32 [N, 2] each; onnxruntime broadcasts a single row over many."""
+    value = helper.make_tensor_value_info
+    model = _model(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        [value(name, TensorProto.FLOAT, [None, 2]) for name in "ab"],
+        [value("y", TensorProto.FLOAT, [None, 2])],
+    )
+    both = {"a": ("FP32", (-1, 2)), "b": ("FP32", (-1, 2))}
+    return {"model.onnx": model}, _signature(both, {"y": ("FP32", (-1, 2))})
 
 
 def every_type() -> tuple[dict[str, bytes], ModelSignature]:
@@ -131,6 +144,7 @@ def sealed(
     model: tuple[dict[str, bytes], ModelSignature],
     *,
     name: str = "tiny",
+    interface: ModelInterface | None = None,
 ) -> Sealed:
     """Seal the files of a model."""
     files, signature = model
@@ -143,7 +157,12 @@ def sealed(
         sources,
         folder / "body",
         description=ModelDescription(
-            name=name, version="1", format="onnx", entry="model.onnx", signature=signature
+            name=name,
+            version="1",
+            format="onnx",
+            entry="model.onnx",
+            signature=signature,
+            interface=interface,
         ),
         content_key=content_key,
         signing_key=key,

@@ -182,6 +182,7 @@ async def test_a_body_without_end_is_cut_at_the_limit(custodian: FakeCustodian) 
 
 
 async def test_bodies_together_take_only_so_much_memory(custodian: FakeCustodian) -> None:
+    custodian.granted = custodian.left = custodian.max_lease = 100_000
     rows = query([[1.0, 1.0]] * 20_000)
     limits = Limits(max_bodies_bytes=len(json.dumps(rows)) + 1000)
     async with running_enclave(custodian, limits=limits) as enclave:
@@ -190,7 +191,7 @@ async def test_bodies_together_take_only_so_much_memory(custodian: FakeCustodian
         assert statuses[0] == 200
         assert set(statuses) <= {200, 503}
         assert (await enclave.infer(body=rows))[0] == 200  # the room was given back
-        assert await remaining(enclave) == 10 - statuses.count(200) - 1
+        assert await remaining(enclave) == 100_000 - 20_000 * (statuses.count(200) + 1)
 
 
 async def test_a_slow_body_is_not_waited_for(custodian: FakeCustodian) -> None:
@@ -259,6 +260,8 @@ async def test_binary_tensors_both_ways(enclave: RunningEnclave) -> None:
 
 
 async def test_a_large_answer_is_whole(enclave: RunningEnclave) -> None:
+    await enclave.custodian.grant(100_000)
+    enclave.custodian.max_lease = 100_000
     rows = [[float(i), 0.0] for i in range(40_000)]
     status, answer, _ = await enclave.infer(body=query(rows))
     assert status == 200

@@ -68,6 +68,17 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
     return VerifiedReceipt(receipt=receipt, signed=signed)
 
 
+def check_price(receipt: Receipt, price: int) -> None:
+    """Raise VerificationError unless *receipt* charges what the custodian's manifest says."""
+    if receipt.cost != price:
+        raise VerificationError(
+            "the query was charged another price than its batch has",
+            code="receipt.price",
+            expected=f"{price} credits, one for each item",
+            came=str(receipt.cost),
+        )
+
+
 async def receipt_of(
     header: bytes | None, enclave: VerifiedEnclave, channel: AttestedChannel
 ) -> VerifiedReceipt:

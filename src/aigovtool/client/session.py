@@ -30,7 +30,7 @@ from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
 from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client.receipts import VerifiedReceipt, receipt_of
+from aigovtool.client.receipts import VerifiedReceipt, check_price, receipt_of
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
     AIGovToolError,
@@ -40,6 +40,7 @@ from aigovtool.errors import (
     MoreDeniedError,
     UnavailableError,
 )
+from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.wire.budget import BudgetView
 from aigovtool.wire.codec import decode
 from aigovtool.wire.headers import BUDGET_PATH, MAX_REASON_CHARACTERS, REASON, RECEIPT, REMAINING
@@ -129,7 +130,7 @@ class AsyncClient:
         on_wait: OnWait | None = None,
     ) -> Result:
         """
-        Run the model once.
+        Run the model once. Each item of a batch costs one credit.
 
         Args:
             inputs: numpy arrays by name, in the datatypes and shapes of `model`.
@@ -148,11 +149,14 @@ class AsyncClient:
             LoanNotActiveError, UnavailableError: the loan was stopped, the custodian cannot be
                 reached, or the enclave cannot. `ConnectionLostError`, one of these, says that the
                 query may have been served and charged.
-            VerificationError: the receipt is not genuine, or another enclave answers and is not.
+            TooLargeError: the batch costs more than one lease can hold; nothing was charged.
+            VerificationError: the receipt is not genuine or charges another price, or another
+                enclave answers and is not.
             AppraisalError: another enclave answers, which the policy does not accept.
             MalformedError, TooLargeError: the answer cannot be read.
         """
         body = encode_infer_request(inputs, outputs=outputs)
+        shapes = {name: array.shape for name, array in inputs.items()}
         key = secrets.token_hex(16)
         headers = (
             *self._authorization,
@@ -167,7 +171,7 @@ class AsyncClient:
         while True:
             asked_s = loop.time()
             try:
-                return await self._infer(body, headers, hold_s)
+                return await self._infer(body, headers, shapes, hold_s)
             except MoreDeniedError:
                 raise
             except BudgetExhaustedError as error:
@@ -213,7 +217,13 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    async def _infer(self, body: EncodedBody, headers: Headers, hold_s: float) -> Result:
+    async def _infer(
+        self,
+        body: EncodedBody,
+        headers: Headers,
+        shapes: Mapping[str, Sequence[int]],
+        hold_s: float,
+    ) -> Result:
         if hold_s:  # RFC 7240, whole seconds
             headers += ((b"prefer", b"wait=%d" % max(1, math.ceil(hold_s))),)
         asked: VerifiedEnclave | None = None
@@ -241,6 +251,7 @@ class AsyncClient:
                 raise
             enclave, response, answer = await self._exchange(make, limit, hold_s)
         receipt = await receipt_of(response.header(_RECEIPT), enclave, self._channel)
+        check_price(receipt.receipt, items_in(batch_of(enclave.model.manifest), shapes))
         decoded = decode_infer_response(
             answer, header_length=parse_header_length(response.header(_HEADER_LENGTH))
         )

@@ -141,7 +141,7 @@ def settle_late(account: Account, credits: int, used: int, *, refunded: bool) ->
     )
 
 
-def block(want: int, left: int, live_sessions: int, limit: int) -> int:
+def block(want: int, left: int, live_sessions: int, limit: int, at_least: int = 1) -> int:
     """
     Return how many credits a session that wants *want* is leased now; 0 when nothing is left.
 
@@ -151,8 +151,12 @@ def block(want: int, left: int, live_sessions: int, limit: int) -> int:
     Args:
         live_sessions: sessions that share what is left, this one included.
         limit: the most that one lease may hold.
+        at_least: the price of one query; a share that could not pay for it is raised to it, and
+            what is left is leased as ever when that could not.
     """
     share = max(1, -(-left // (2 * max(1, live_sessions))))
+    if at_least <= left:
+        share = max(share, at_least)
     return max(0, min(want, share, limit, left))
 
 

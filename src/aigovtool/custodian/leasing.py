@@ -53,6 +53,7 @@ class Decision(Message, frozen=True, kw_only=True):
     left: int
     leased_elsewhere: int
     consumer_left: dict[ConsumerId, int]
+    largest_lease: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class _Wish:
 
     credits: int
     budgeted: Mapping[ConsumerId, int]
+    at_least: int
+    at_least_of: Mapping[ConsumerId, int]
 
     @property
     def unbudgeted(self) -> int:
@@ -125,6 +128,7 @@ class Leasing:
             left=decision.left,
             leased_elsewhere=decision.leased_elsewhere,
             consumer_left=decision.consumer_left,
+            largest_lease=decision.largest_lease,
             statement=statement,
         )
 
@@ -158,6 +162,7 @@ class Leasing:
         if books.freed:
             entry.push(loan.loan, CreditsFreed(left=books.account.left), but=session.session)
         _, own_credits, _ = entry.tx.open_of_session(session.session)
+        allowed = _allowance(entry, session, loan)
         return Decision(
             settled=settled,
             lease=None
@@ -175,6 +180,7 @@ class Leasing:
                 for consumer in books.known.values()
                 if consumer.budgeted
             },
+            largest_lease=None if allowed is None else allowed.max_credits,
         )
 
     def _lease(
@@ -193,11 +199,15 @@ class Leasing:
             return None
         sessions = entry.tx.count_connected_sessions(loan.loan)
         limit = allowed.max_credits
-        credits = budget.block(wish.credits, books.account.left, sessions, limit)
+        credits = budget.block(
+            wish.credits, books.account.left, sessions, limit, max(1, wish.at_least)
+        )
         caps: dict[ConsumerId, int] = {}
         for consumer, wanted in wish.budgeted.items():
             left = books.consumer(consumer).account.left
-            cap = budget.block(wanted, left, sessions, credits)
+            cap = budget.block(
+                wanted, left, sessions, credits, max(1, wish.at_least_of.get(consumer, 0))
+            )
             if cap:
                 caps[consumer] = cap
         # what only budgeted consumers may use must not exceed what they have
@@ -268,7 +278,8 @@ def _read_want(want: Want, books: Books) -> _Wish:
     Raises:
         MalformedError: a negative wish.
     """
-    if want.credits < 0 or min(want.by_consumer.values(), default=0) < 0:
+    least = [want.at_least, *want.at_least_of.values()]
+    if min(want.credits, *least, *want.by_consumer.values()) < 0:
         raise MalformedError("a wish for less than nothing", code="report.want")
     budgeted: dict[ConsumerId, int] = {}
     refused = 0
@@ -279,4 +290,6 @@ def _read_want(want: Want, books: Books) -> _Wish:
         elif consumer.budgeted:
             budgeted[consumer_id] = credits
     total = max(want.credits - refused, sum(budgeted.values()))
-    return _Wish(credits=total, budgeted=budgeted)
+    return _Wish(
+        credits=total, budgeted=budgeted, at_least=want.at_least, at_least_of=want.at_least_of
+    )

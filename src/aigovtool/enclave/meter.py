@@ -203,6 +203,10 @@ class Meter:
                 total += min(live.left, cap)
         return total
 
+    def set_apart(self, consumer: ConsumerId) -> int:
+        """Return what open leases still cap for *consumer*."""
+        return sum(live.caps.get(consumer, 0) for live in self._live)
+
     def live(self, now_s: float) -> list[LeaseId]:
         """Return the leases that are neither expired nor closed, the first to expire first."""
         return [live.lease for live in self._live if not live.has_expired(now_s)]

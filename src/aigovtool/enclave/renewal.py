@@ -33,6 +33,7 @@ from aigovtool.errors import (
     AIGovToolError,
     BudgetExhaustedError,
     MoreDeniedError,
+    TooLargeError,
     UnavailableError,
 )
 from aigovtool.ids import ConsumerId, LoanId, SessionId
@@ -50,6 +51,7 @@ from aigovtool.wire.enrolment import RosterEntry, SessionStatement, Terms
 
 ASK_AGAIN_S = 0.1  # after an answer that brought no lease although credits are left
 LOOK_AGAIN_S = 0.25  # at a lease past half its time, to see whether it is in use by now
+LOOK_FOR_MORE_S = 1.0  # where there is something, and too little for a query that waits
 EXHAUSTED_RETRY_AFTER_S = 5.0
 UNREACHABLE_RETRY_AFTER_S = 2.0
 
@@ -95,6 +97,7 @@ class Renewal:
         self._number = 0
         self._sent: _Sent | None = None
         self._ask_again_s = -math.inf
+        self._look_s = -math.inf
         self._suspended = False  # the custodian is shutting down
         self._asked_for_more: set[ConsumerId] = set()
         self._more: list[MoreWanted] = []
@@ -133,17 +136,20 @@ class Renewal:
             reason: why the consumer needs more, in its own words.
 
         Raises:
-            BudgetExhaustedError: nothing is left, and none came in time.
+            TooLargeError: no lease of this loan can hold so much.
+            BudgetExhaustedError: not so much is left, and did not come in time.
             MoreDeniedError: the custodian was asked for more, and said no.
             UnavailableError: the custodian is not reached or does not answer, or too many wait.
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
         self._settlements.add(self.meter.close_expired(now_s))
         waiter = Waiter(consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason)
+        if self._fits_no_lease(waiter):
+            raise self._too_large(waiter)
         if not waiter.patient:
             if not self._leasing:
                 raise self._unreachable()
-            if self.standing.is_used_up(consumer) and not self._may_swap(waiter):
+            if self._in_vain(waiter) and not self._may_swap(waiter):
                 raise self._exhausted(waiter)
         self.queue.add(waiter)
         self._consider(waiter)
@@ -180,7 +186,7 @@ class Renewal:
         self._settlements.add(self.meter.close_expired(now_s))
         if self._sent is not None or not self.connected:
             return None
-        asked = [one for one in self.queue if not self.standing.is_used_up(one.consumer)]
+        asked = [one for one in self.queue if not self.standing.lacks(one.consumer, one.cost)]
         want = self._want(asked, now_s)
         settlements = self._settlements.due(now_s)
         if want is None and not settlements and not self._viewers:
@@ -201,7 +207,10 @@ class Renewal:
         if self._sent is None and self.connected:
             if self.meter.live(now_s):
                 times.append(max(self.meter.half_time_s(), now_s + LOOK_AGAIN_S))
-            times += [at for at in (self._ask_again_s, self._settlements.again_s) if at > now_s]
+            again = [self._ask_again_s, self._settlements.again_s]
+            if any(self._short(waiter) for waiter in self.queue):
+                again.append(self._look_s)
+            times += [at for at in again if at > now_s]
         return min(times)
 
     # --- events from the custodian ---------------------------------------------------------------
@@ -246,6 +255,7 @@ class Renewal:
             left=answer.left,
             leased_elsewhere=answer.leased_elsewhere,
             consumer_left=answer.consumer_left,
+            largest_lease=answer.largest_lease,
         )
         if answer.lease is not None:
             self._open(answer.lease, sent, now_s)
@@ -340,10 +350,11 @@ class Renewal:
         low = in_use and self.meter.left < self.low_mark
         viewed = bool(self._viewers) and not live
         if not (asked or renew or low or viewed):
-            return None
+            return self._look(now_s)
         recent = self.meter.take_recent()
         self._demand.observe(sum(recent.values()), now_s)
         waiting = sum(waiter.cost for waiter in asked)
+        at_least_of: dict[ConsumerId, int] = {}
         if self.terms.lease_duration_s <= 0:
             credits = max(waiting, 1)
         else:
@@ -354,11 +365,48 @@ class Renewal:
         for waiter in asked:
             if own(waiter.consumer):
                 by_consumer[waiter.consumer] = by_consumer.get(waiter.consumer, 0) + waiter.cost
-        return Want(credits=max(credits, sum(by_consumer.values())), by_consumer=by_consumer)
+                most = max(waiter.cost, at_least_of.get(waiter.consumer, 0))
+                at_least_of[waiter.consumer] = most
+        return Want(
+            credits=max(credits, sum(by_consumer.values())),
+            by_consumer=by_consumer,
+            at_least=max((waiter.cost for waiter in asked), default=0),
+            at_least_of=at_least_of,
+        )
+
+    def _look(self, now_s: float) -> Want | None:
+        """
+        Ask how much is left by now, for queries that cost more than there was.
+
+        Credits that come where there were none are pushed; a little more where there was little,
+        as when another enclave gives back the rest of a lease, is not.
+        """
+        short = [waiter for waiter in self.queue if self._short(waiter)]
+        if not short or (now_s < self._look_s and all(waiter.looked for waiter in short)):
+            return None
+        self._look_s = now_s + LOOK_FOR_MORE_S
+        for waiter in short:
+            waiter.looked = True
+        own = self.standing.has_own_budget
+        return Want(credits=0, by_consumer={one.consumer: 0 for one in short if own(one.consumer)})
+
+    def _short(self, waiter: Waiter) -> bool:
+        """Whether there is something for this waiter, and too little."""
+        one = self.standing.lacks(waiter.consumer, 1)
+        return not one and self.standing.lacks(waiter.consumer, waiter.cost)
+
+    def _in_vain(self, waiter: Waiter) -> bool:
+        """Whether it is useless to ask for this waiter; where it is *short* that is asked first."""
+        if self._leasing and not waiter.looked and self._short(waiter):
+            return False
+        return self.standing.lacks(waiter.consumer, waiter.cost)
 
     def _consider(self, waiter: Waiter) -> None:
-        """Decide what a waiter for whom there is nothing does: swap, ask a person, or give up."""
-        if not self.standing.is_used_up(waiter.consumer):
+        """Decide for a waiter for whom there is too little: swap, ask a person, or give up."""
+        if self._fits_no_lease(waiter):
+            self.queue.fail(waiter, self._too_large(waiter))
+            return
+        if not self._in_vain(waiter):
             return
         if self._may_swap(waiter):
             waiter.swapped = True
@@ -374,15 +422,19 @@ class Renewal:
 
     def _may_swap(self, waiter: Waiter) -> bool:
         """
-        Whether our own leases hold what this waiter needs, set apart for others: the custodian can
-        deal it anew once it has it back.
+        Whether our own leases hold what this waiter needs, set apart for others or in pieces: the
+        custodian can deal it anew once it has it back.
         """
         return (
             self._leasing
             and not waiter.swapped
-            and not self.standing.own_is_used_up(waiter.consumer)
-            and self.meter.left >= waiter.cost
+            and self.meter.left > 0
+            and self.standing.would_have(waiter.consumer, waiter.cost)
         )
+
+    def _fits_no_lease(self, waiter: Waiter) -> bool:
+        largest = self.standing.largest_lease
+        return largest is not None and waiter.cost > largest
 
     def _read_statement(self, statement: Signed) -> SessionStatement:
         return open_signed(
@@ -398,11 +450,23 @@ class Renewal:
             if not seen.done():
                 seen.set_result(None)
 
+    def _too_large(self, waiter: Waiter) -> TooLargeError:
+        return TooLargeError(
+            "the query costs more than one lease of this loan can hold",
+            code="budget.too_large",
+            expected=f"at most {self.standing.largest_lease} credits",
+            came=f"{waiter.cost} credits",
+            mend="send a smaller batch, or ask the custodian for a larger --max-lease-credits",
+        )
+
     def _exhausted(self, waiter: Waiter) -> BudgetExhaustedError:
+        own = self.standing.own_lacks(waiter.consumer, waiter.cost)
+        whose = "your own budget" if own else "the loan's budget"
+        lacks_one = self.standing.lacks(waiter.consumer, 1)
         return BudgetExhaustedError(
-            "your own budget is used up"
-            if self.standing.own_is_used_up(waiter.consumer)
-            else "the loan's budget is used up",
+            f"{whose} is used up"
+            if lacks_one
+            else f"the query costs {waiter.cost} credits, and {whose} has fewer left",
             retry_after_s=(
                 self.terms.lease_duration_s
                 if self.standing.leased_elsewhere and self.terms.lease_duration_s > 0
@@ -421,7 +485,7 @@ class Renewal:
     def _out_of_time(self, waiter: Waiter) -> AIGovToolError:
         if not self._leasing:
             return self._unreachable()
-        if self.standing.is_used_up(waiter.consumer):
+        if self.standing.lacks(waiter.consumer, waiter.cost):
             return self._exhausted(waiter)
         return UnavailableError(
             "the custodian gave no lease in time",

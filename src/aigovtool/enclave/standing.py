@@ -1,7 +1,7 @@
 """
 What is left, as far as an enclave can know: the custodian's last word, and what we hold ourselves.
 
-Rule 1: what the custodian said is used up stays so until something changes: credits freed, a new
+Rule 1: what the custodian said is lacking stays so until something changes: credits freed, a new
         roster, or a lease of our own that is on its way back.
 Rule 2: an estimate decides nothing but whether it is worth asking; only a lease pays for a query.
 """
@@ -20,14 +20,16 @@ class Standing:
     """
     The credits of a loan, and of the consumers with a budget of their own within it.
 
-    `left` is what the custodian last said is leased to nobody, `leased_elsewhere` what others hold.
+    `left` is what the custodian last said is leased to nobody, `leased_elsewhere` what others hold,
+    `largest_lease` how much one lease can hold, None while that is not known.
     """
 
     __slots__ = (
         "_consumer_left",
         "_meter",
+        "_own_limits",
         "_settlements",
-        "_used_up",
+        "largest_lease",
         "leased_elsewhere",
         "left",
     )
@@ -36,9 +38,10 @@ class Standing:
         self._meter = meter
         self._settlements = settlements
         self._consumer_left: dict[ConsumerId, int] = {}
-        self._used_up: set[ConsumerId] = set()  # the custodian said that they have 0 left
+        self._own_limits: dict[ConsumerId, int] = {}  # those of `_consumer_left` that still hold
         self.left = 0
         self.leased_elsewhere = 0
+        self.largest_lease: int | None = None
 
     def remaining(self, consumer: ConsumerId, now_s: float) -> int:
         """Return how many credits *consumer* can probably still use."""
@@ -47,8 +50,7 @@ class Standing:
         own = self._consumer_left.get(consumer)
         if own is None:
             return of_loan
-        own += self._meter.usable(consumer, now_s)
-        own += sum(use.unused_caps.get(consumer, 0) for use in self._settlements.uses())
+        own += self._meter.usable(consumer, now_s) + self._own_returning(consumer)
         return min(own, of_loan)
 
     def has_own_budget(self, consumer: ConsumerId) -> bool:
@@ -58,36 +60,56 @@ class Standing:
     @property
     def loan_is_used_up(self) -> bool:
         """Whether the custodian has nothing left to lease, and gets nothing back from us."""
-        return self.left == 0 and not any(use.unused for use in self._settlements.uses())
+        return self.loan_lacks(1)
 
-    def own_is_used_up(self, consumer: ConsumerId) -> bool:
-        """Return whether *consumer* has a budget of its own and the custodian none of it left."""
-        return consumer in self._used_up and not any(
-            use.unused_caps.get(consumer) for use in self._settlements.uses()
+    def loan_lacks(self, cost: int) -> bool:
+        """Return whether the custodian cannot lease *cost* credits, with what it gets back."""
+        return self.left + sum(use.unused for use in self._settlements.uses()) < cost
+
+    def own_lacks(self, consumer: ConsumerId, cost: int) -> bool:
+        """Return whether *consumer* has a budget of its own and *cost* is more than it holds."""
+        limit = self._own_limits.get(consumer)
+        return limit is not None and limit + self._own_returning(consumer) < cost
+
+    def lacks(self, consumer: ConsumerId, cost: int) -> bool:
+        """Return whether it is useless to ask the custodian for *cost* credits for *consumer*."""
+        return self.loan_lacks(cost) or self.own_lacks(consumer, cost)
+
+    def would_have(self, consumer: ConsumerId, cost: int) -> bool:
+        """Return whether the custodian could lease *cost* once it had all our leases back."""
+        held = self._meter.left
+        limit = self._own_limits.get(consumer)
+        return not self.loan_lacks(cost - held) and (
+            limit is None
+            or limit + self._own_returning(consumer) + self._meter.set_apart(consumer) >= cost
         )
 
-    def is_used_up(self, consumer: ConsumerId) -> bool:
-        """Return whether it is useless to ask the custodian for *consumer*."""
-        return self.loan_is_used_up or self.own_is_used_up(consumer)
+    def _own_returning(self, consumer: ConsumerId) -> int:
+        return sum(use.unused_caps.get(consumer, 0) for use in self._settlements.uses())
 
     def heard(
-        self, *, left: int, leased_elsewhere: int, consumer_left: Mapping[ConsumerId, int]
+        self,
+        *,
+        left: int,
+        leased_elsewhere: int,
+        consumer_left: Mapping[ConsumerId, int],
+        largest_lease: int | None,
     ) -> None:
         """The custodian said so in an answer; of consumers it names only some."""
         self.left = left
         self.leased_elsewhere = leased_elsewhere
-        for consumer, own in consumer_left.items():
-            self._consumer_left[consumer] = own
-            (self._used_up.discard if own else self._used_up.add)(consumer)
+        self.largest_lease = largest_lease
+        self._consumer_left.update(consumer_left)
+        self._own_limits.update(consumer_left)
 
     def freed(self, left: int) -> None:
         """There is something again, for the loan or for some consumer."""
         self.left = left
-        self._used_up.clear()
+        self._own_limits.clear()
 
     def set_roster(self, roster: Iterable[RosterEntry]) -> set[ConsumerId]:
         """Consumers are now these; returns those with something left of a budget of their own."""
         self._consumer_left = {one.consumer: one.left or 0 for one in roster if one.budgeted}
         self._meter.set_budgeted(frozenset(self._consumer_left))
-        self._used_up = {consumer for consumer, left in self._consumer_left.items() if not left}
-        return set(self._consumer_left) - self._used_up
+        self._own_limits = dict(self._consumer_left)
+        return {consumer for consumer, left in self._consumer_left.items() if left}

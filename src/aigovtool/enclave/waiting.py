@@ -31,13 +31,14 @@ class Waiter:
         reason: why its consumer needs more, in the consumer's words; empty for none.
     """
 
-    __slots__ = ("consumer", "cost", "paid", "patient", "reason", "swapped")
+    __slots__ = ("consumer", "cost", "looked", "paid", "patient", "reason", "swapped")
 
     def __init__(self, *, consumer: ConsumerId, cost: int, patient: bool, reason: str = "") -> None:
         self.consumer = consumer
         self.cost = cost
         self.patient = patient
         self.reason = reason
+        self.looked = False  # the custodian was asked how much there is, for its sake
         self.swapped = False  # leases were given back for its sake, once
         self.paid: asyncio.Future[Paid] = asyncio.get_running_loop().create_future()
 

@@ -30,7 +30,7 @@ MAX_SIDE_PX = 8192
 MAX_LABELS = 100_000
 MAX_TEXT_BYTES = 1 << 24
 MAX_SCALE = 1e6
-MAX_BATCH_ITEMS = 1 << 16  # one lease pays for all of them at once
+MAX_BATCH_ITEMS = 1 << 20  # what one lease must be able to pay for decides long before
 
 Datatype = Literal[
     "BOOL",
@@ -295,7 +295,7 @@ class ModelInterface(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     notice: Sentence = ""
     inputs: Annotated[tuple[InputDescription, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
     outputs: Annotated[tuple[OutputDescription, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
-    batch: Batch | None | msgspec.UnsetType = msgspec.UNSET
+    batch: Batch | msgspec.UnsetType | None = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for side, names in (

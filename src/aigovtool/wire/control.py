@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from msgspec import field
+
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed, Time
 from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
@@ -90,10 +92,14 @@ class Want(Message, frozen=True, kw_only=True):
     Args:
         credits: how many would serve for one lease duration.
         by_consumer: what consumers with a budget of their own wait for, by consumer.
+        at_least: the price of the largest query that waits: a smaller lease could not pay for it.
+        at_least_of: the same, of each of `by_consumer`.
     """
 
     credits: int
     by_consumer: dict[ConsumerId, int]
+    at_least: int = 0
+    at_least_of: dict[ConsumerId, int] = field(default_factory=dict)
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):
@@ -177,6 +183,8 @@ class ReportAnswer(Message, frozen=True, kw_only=True, tag="report-answer"):
         left: credits of the loan that are not leased to anyone.
         leased_elsewhere: credits in other sessions' live leases; some may come back.
         consumer_left: for consumers with a budget of their own, what is left at the custodian.
+        largest_lease: credits that one lease can hold at the most; a query that costs more can
+            never be paid for. None when no lease can be had now.
         statement: a fresh `SessionStatement`.
     """
 
@@ -186,6 +194,7 @@ class ReportAnswer(Message, frozen=True, kw_only=True, tag="report-answer"):
     left: int
     leased_elsewhere: int
     consumer_left: dict[ConsumerId, int]
+    largest_lease: int | None = None
     statement: Signed
 
 

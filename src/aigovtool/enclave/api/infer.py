@@ -3,7 +3,7 @@
 
 1. Is there a model to serve, and who asks?
 2. The body, within its limits.
-3. Tensors that fit the model's signature. Up to here nothing is charged.
+3. Tensors that fit the model's signature, and their price. Up to here nothing is charged.
 4. Room to compute, then the charge, with its receipt; without credits, a refusal or a wait.
 5. The computation. Whatever comes of it, the answer carries the receipt.
 """
@@ -36,7 +36,6 @@ from aigovtool.wire import headers as names
 from aigovtool.wire import oip
 from aigovtool.wire.tensors import Array
 
-COST = 1  # one inference of a tensor model is one credit
 INLINE_BYTES = 256 << 10  # what is larger is read and written on a thread, not on the loop
 
 _AUTHORIZATION = b"authorization"
@@ -98,9 +97,10 @@ class Infer:
     ) -> tuple[Reply, bool]:
         """Return the reply, and whether the query was charged; raises only when it was not."""
         query, inputs = await self._read(request, body, model)
+        cost = model.price(query.inputs)
         self._enclave.flights.check_room()
         run = model.new_run()
-        paid = await self._pay(request, session, consumer)
+        paid = await self._pay(request, session, consumer, cost)
         try:
             outputs = await self._enclave.flights.compute(
                 consumer, run, inputs, [output.name for output in query.outputs]
@@ -142,18 +142,20 @@ class Infer:
         size = sum(array.nbytes for array in outputs.values())
         return write() if size <= INLINE_BYTES else await asyncio.to_thread(write)
 
-    async def _pay(self, request: Request, session: Session, consumer: ConsumerId) -> Paid:
+    async def _pay(
+        self, request: Request, session: Session, consumer: ConsumerId, cost: int
+    ) -> Paid:
         """Charge the query, waiting for credits if need be and wanted."""
         self._enclave.serving()  # the loan may have been stopped while the body came
         session.admit(consumer)
         now_s = self._clock.monotonic_s()
-        paid = session.till.pay(consumer, COST, now_s)
+        paid = session.till.pay(consumer, cost, now_s)
         if not isinstance(paid, Paid):
             paid = await _unless_gone(
                 request,
                 session.renewal.acquire(
                     consumer,
-                    COST,
+                    cost,
                     now_s=now_s,
                     lease_wait_s=self._limits.lease_wait_s,
                     patience_s=self._patience_s(request),

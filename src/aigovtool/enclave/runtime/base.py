@@ -32,6 +32,15 @@ class TensorModel(Protocol):
 
     metadata: ModelMetadata
 
+    def price(self, inputs: Mapping[str, Array]) -> int:
+        """
+        Return what a query with *inputs*, which fit `metadata`, costs, in credits.
+
+        Raises:
+            BadTensorError: not a batch that the model takes.
+        """
+        ...
+
     def prepare(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """
         Return *inputs*, which fit `metadata`, as `Run.execute` takes them; nothing is charged yet.

@@ -21,6 +21,7 @@ from aigovtool.errors import (
     UnavailableError,
     VerificationError,
 )
+from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.sealing.manifest import SealedManifest
 from aigovtool.wire.oip import ModelMetadata, TensorSignature
 from aigovtool.wire.tensors import BYTES, Array
@@ -73,6 +74,7 @@ class OnnxModel:
             inputs=_signatures(manifest.signature.inputs),
             outputs=_signatures(manifest.signature.outputs),
         )
+        self._batch = batch_of(manifest)
         self._texts = [one.name for one in self.metadata.inputs if one.datatype == BYTES]
 
     @classmethod
@@ -116,6 +118,9 @@ class OnnxModel:
         model = cls(session, manifest)
         model._check(session)
         return model
+
+    def price(self, inputs: Mapping[str, Array]) -> int:
+        return items_in(self._batch, {name: array.shape for name, array in inputs.items()})
 
     def prepare(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         if not self._texts:
