@@ -19,6 +19,7 @@ import uvicorn
 from aigovtool.channel.address import Address, parse_address
 from aigovtool.channel.connect import open_channel
 from aigovtool.client.proxy import Proxy, listen_on
+from aigovtool.client.receipt_store import ReceiptStore, default_folder
 from aigovtool.clock import SystemClock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.errors import BlockedError, ConfigurationError
@@ -76,7 +77,8 @@ class Running:
         world = self.enclave.session.world
         address = parse_address(self.enclave.address)
         channel = await open_channel(address, world.policy, clock=SystemClock())
-        app = Proxy(channel, api_key=self.api_key, name=self.name)
+        store = ReceiptStore(default_folder(), manifest=world.policy)
+        app = Proxy(channel, api_key=self.api_key, name=self.name, store=store)
         config = uvicorn.Config(
             app, http="httptools", lifespan="off", log_level="critical", ws="none",
             server_header=False, date_header=False, timeout_graceful_shutdown=1,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from aigovtool.attestation.appraise import AttestationResult
@@ -61,6 +61,7 @@ class VerifiedEnclave:
         model: the model's manifest, signed by the custodian.
         attestation: what the evidence says, and by which rules it was accepted.
         judged: when, aware UTC.
+        document: the `AttestationDocument` that was judged, as it came, to be kept.
     """
 
     keys: EnclaveKeys
@@ -70,6 +71,7 @@ class VerifiedEnclave:
     model: VerifiedManifest
     attestation: AttestationResult
     judged: datetime
+    document: bytes = field(repr=False)
 
     @property
     def simulated(self) -> bool:
@@ -136,6 +138,7 @@ def judge_enclave(
         model=model,
         attestation=attestation,
         judged=now,
+        document=presented.document,
     )
 
 

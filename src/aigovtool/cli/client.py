@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aigovtool.cli.client_receipts import receipts, receipts_option
 from aigovtool.cli.output import exits, json_option, print_json, result, talk, warn_simulated
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def client() -> None:
     """
 
 
+client.add_command(receipts)
+
+
 @client.command()
 @_address
 @_manifest
@@ -100,6 +104,7 @@ def client() -> None:
     show_envvar=True,
     help="With no queries left: wait for more (the default), or be refused.",
 )
+@receipts_option
 @json_option
 @exits
 def query(
@@ -107,6 +112,7 @@ def query(
     address: str,
     manifest: Path,
     api_key_file: Path,
+    folder: Path | None,
     inputs: tuple[str, ...],
     reason: str | None,
     wait: bool,
@@ -117,7 +123,7 @@ def query(
     from aigovtool.wire.receipt import to_header
 
     async def ask() -> tuple[VerifiedEnclave, Result]:
-        async with await _connect(address, manifest, api_key_file) as session:
+        async with await _connect(address, manifest, api_key_file, folder) as session:
             arrays = _read(inputs, session)
             with _waiting() as on_wait:
                 answered = await session.infer(
@@ -225,6 +231,7 @@ def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -
     show_envvar=True,
     help="Whoever reaches it can use your key, and sends inputs to it in the clear.",
 )
+@receipts_option
 @exits
 def proxy(
     *,
@@ -233,15 +240,20 @@ def proxy(
     api_key_file: Path | None,
     listen: str,
     dangerously_listen_beyond_loopback: bool,
+    folder: Path | None,
 ) -> None:
     """Let curl, tritonclient, openai and others use the enclave, which the proxy verifies."""
     import uvloop
 
     from aigovtool.channel.address import parse_address
     from aigovtool.client.proxy import DEFAULT_PORT, serve_proxy
+    from aigovtool.client.receipt_store import ReceiptStore, default_folder
+    from aigovtool.client.session import read_manifest
 
     where = parse_address(listen, default_port=DEFAULT_PORT)
     api_key = None if api_key_file is None else _read_key(api_key_file)
+
+    store = ReceiptStore(folder or default_folder(), manifest=read_manifest(manifest))
 
     def ready(at: Address) -> None:
         talk.print(f"verified; listening on http://{at}, Ctrl-C ends it", markup=False)
@@ -252,21 +264,27 @@ def proxy(
             await serve_proxy(
                 channel,
                 api_key=api_key,
+                store=store,
                 listen=where,
                 dangerously_beyond_loopback=dangerously_listen_beyond_loopback,
                 on_ready=ready,
             )
         finally:
             await channel.aclose()
+            store.close()
 
     uvloop.run(serve())
 
 
-async def _connect(address: str, manifest: Path, api_key_file: Path) -> AsyncClient:
+async def _connect(
+    address: str, manifest: Path, api_key_file: Path, receipts: Path | None = None
+) -> AsyncClient:
     """Verify and return a client, saying it when the TEE is simulated."""
     from aigovtool.client.session import connect_async
 
-    session = await connect_async(address, manifest=manifest, api_key=_read_key(api_key_file))
+    session = await connect_async(
+        address, manifest=manifest, api_key=_read_key(api_key_file), receipts=receipts
+    )
     if session.attestation.simulated:
         warn_simulated()
     return session

@@ -115,6 +115,7 @@ def connect(
     manifest: str | Path | Policy,
     api_key: str,
     timeout_s: float = ANSWER_TIMEOUT_S,
+    receipts: str | Path | None = None,
 ) -> Client:
     """
     Verify the enclave at *address* and return a client for it.
@@ -125,6 +126,7 @@ def connect(
             which custodian and loan, may have the inputs.
         api_key: the consumer key itself, not its file.
         timeout_s: seconds that one answer may take, beside waiting for credits.
+        receipts: folder to keep receipts in; None for the user's own.
 
     Raises:
         AIGovToolError: as `connect_async`; a refused enclave has got nothing but a nonce.
@@ -132,7 +134,13 @@ def connect(
     loop = _BackgroundLoop()
     try:
         client = loop.run(
-            connect_async(address, manifest=manifest, api_key=api_key, timeout_s=timeout_s)
+            connect_async(
+                address,
+                manifest=manifest,
+                api_key=api_key,
+                timeout_s=timeout_s,
+                receipts=receipts,
+            )
         )
     except BaseException:
         loop.stop()

@@ -7,7 +7,7 @@ Rule 1: nothing is forwarded but to a judged enclave; one that is refused gets n
 Rule 2: bodies pass byte for byte, as they come, both ways, in bounded memory.
 Rule 3: the proxy lends out its user's key, so it serves programs and not web pages: a Host that is
         a foreign name (DNS rebinding), and whatever a browser says a page asked for, are refused.
-Rule 4: a receipt that comes with an answer is checked before the answer is passed on.
+Rule 4: a receipt that comes with an answer is checked, and kept, before the answer is passed on.
 
 It adds the API key to requests that bring no Authorization of their own, and passes on the paths
 ``/v1`` and ``/v2`` only.
@@ -29,6 +29,7 @@ from aigovtool.channel.address import Address
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.receipt_store import ReceiptStore, keep_or_warn
 from aigovtool.client.receipts import receipt_of
 from aigovtool.errors import (
     AIGovToolError,
@@ -67,10 +68,14 @@ class Proxy:
         channel: to the enclave, judged already.
         api_key: added to requests without an Authorization; None adds nothing.
         name: under which it listens, beside ``localhost`` and every IP address.
+        store: keeps the receipts of all who use the proxy.
     """
 
-    def __init__(self, channel: AttestedChannel, *, api_key: str | None, name: str) -> None:
+    def __init__(
+        self, channel: AttestedChannel, *, api_key: str | None, name: str, store: ReceiptStore
+    ) -> None:
         self._channel = channel
+        self._store = store
         self._authorization = None if api_key is None else b"Bearer " + api_key.encode("ascii")
         self._names = frozenset((name.lower(), "localhost"))
 
@@ -148,7 +153,8 @@ class Proxy:
 
                 async with self._channel.exchange(make) as (enclave, response):
                     if (receipt := response.header(_RECEIPT)) is not None:
-                        await receipt_of(receipt, enclave, self._channel)
+                        verified = await receipt_of(receipt, enclave, self._channel)
+                        keep_or_warn(self._store, verified)
                     await exchange.pass_on(response, limit)
         except TimeoutError:
             late = UnavailableError("the enclave fell silent", code="channel.timeout")
@@ -238,6 +244,7 @@ async def serve_proxy(
     channel: AttestedChannel,
     *,
     api_key: str | None,
+    store: ReceiptStore,
     listen: Address,
     dangerously_beyond_loopback: bool,
     on_ready: Callable[[Address], None],
@@ -257,7 +264,7 @@ async def serve_proxy(
     with listener:
         server = uvicorn.Server(
             uvicorn.Config(
-                Proxy(channel, api_key=api_key, name=listen.host),
+                Proxy(channel, api_key=api_key, name=listen.host, store=store),
                 http="httptools",
                 ws="none",
                 lifespan="off",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.judge import VerifiedEnclave
@@ -24,10 +24,12 @@ class VerifiedReceipt:
     Args:
         receipt: what it says.
         signed: as it came, to keep: it proves the same to anybody later.
+        enclave: whose attested key signed it, as it was judged.
     """
 
     receipt: Receipt
     signed: Signed
+    enclave: VerifiedEnclave = field(repr=False)
 
 
 def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedReceipt:
@@ -65,7 +67,7 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
             expected=f"{receipt.balance_before} - {receipt.cost}",
             came=str(receipt.balance_after),
         )
-    return VerifiedReceipt(receipt=receipt, signed=signed)
+    return VerifiedReceipt(receipt=receipt, signed=signed, enclave=enclave)
 
 
 def check_price(receipt: Receipt, price: int) -> None:

@@ -3,7 +3,8 @@ The SDK, for asyncio: ask a lent model inside an enclave that was verified first
 
 Rule 1: nothing of the caller's is sent before the enclave has been judged by the caller's own
         policy, nor to whoever takes its place later (`channel.connect`).
-Rule 2: an answer is handed out only with a receipt that the attested key signed.
+Rule 2: an answer is handed out only with a receipt that the attested key signed; the receipt is
+        kept (`receipt_store`).
 Rule 3: a query is repeated only where that cannot charge it twice: to the same session, under the
         same ``Idempotency-Key``.
 
@@ -30,6 +31,7 @@ from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
 from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.receipt_store import ReceiptStore, default_folder, keep_or_warn
 from aigovtool.client.receipts import VerifiedReceipt, check_price, receipt_of
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
@@ -94,8 +96,11 @@ class AsyncClient:
     with ``async with``.
     """
 
-    def __init__(self, channel: AttestedChannel, *, api_key: str, timeout_s: float) -> None:
+    def __init__(
+        self, channel: AttestedChannel, *, api_key: str, timeout_s: float, store: ReceiptStore
+    ) -> None:
         self._channel = channel
+        self._store = store
         self._timeout_s = timeout_s
         self._authorization: Headers = (
             (b"authorization", b"Bearer " + check_api_key(api_key).encode("ascii")),
@@ -205,6 +210,7 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close all connections; what is under way fails."""
         await self._channel.aclose()
+        self._store.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -251,6 +257,7 @@ class AsyncClient:
                 raise
             enclave, response, answer = await self._exchange(make, limit, hold_s)
         receipt = await receipt_of(response.header(_RECEIPT), enclave, self._channel)
+        keep_or_warn(self._store, receipt)  # whatever it says: it is the consumer's proof of it
         check_price(receipt.receipt, items_in(batch_of(enclave.model.manifest), shapes))
         decoded = decode_infer_response(
             answer, header_length=parse_header_length(response.header(_HEADER_LENGTH))
@@ -287,6 +294,7 @@ async def connect_async(
     manifest: str | Path | Policy,
     api_key: str,
     timeout_s: float = ANSWER_TIMEOUT_S,
+    receipts: str | Path | None = None,
 ) -> AsyncClient:
     """
     Verify the enclave at *address* and return a client for it.
@@ -297,9 +305,10 @@ async def connect_async(
             which custodian and loan, may have the inputs.
         api_key: the consumer key itself, not its file.
         timeout_s: seconds that one answer may take, beside waiting for credits.
+        receipts: folder to keep receipts in; None for the user's own (`receipt_store`).
 
     Raises:
-        ConfigurationError: the address, manifest or key cannot be used.
+        ConfigurationError: the address, manifest, key or folder cannot be used.
         VerificationError: something about the enclave is not genuine, replayed or relayed.
         AppraisalError: genuine, and the manifest does not accept it; every reason is listed.
         MalformedError: what it presents cannot be read.
@@ -307,8 +316,11 @@ async def connect_async(
     """
     policy = manifest if isinstance(manifest, Policy) else read_manifest(Path(manifest))
     check_api_key(api_key)
-    channel = await open_channel(parse_address(address), policy, clock=SystemClock())
-    return AsyncClient(channel, api_key=api_key, timeout_s=timeout_s)
+    where = parse_address(address)
+    folder = default_folder() if receipts is None else Path(receipts)
+    store = ReceiptStore(folder, manifest=policy)  # before anything is charged
+    channel = await open_channel(where, policy, clock=SystemClock())
+    return AsyncClient(channel, api_key=api_key, timeout_s=timeout_s, store=store)
 
 
 def read_manifest(path: Path) -> Policy:

@@ -106,11 +106,12 @@ class Stage:
         return self.folder / "custodian"
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of every process here: ours, with a simulated platform of its own."""
+        """The environment of every process here: ours, with platform and state of its own."""
         return {
             **os.environ,
             "AIGOVTOOL_SIMULATED_PLATFORM": str(self.folder / "simulated-platform"),
             "PYTHONUNBUFFERED": "1",
+            "XDG_STATE_HOME": str(self.folder / "state"),
             **(more or {}),
         }
 
