@@ -203,7 +203,7 @@ def test_tsm_of_another_tee_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_configfs_says_what_to_load(tmp_path: Path) -> None:
-    attester = TsmAttester(Tee.TDX, root=tmp_path / "tsm", sleep=Pauses())
+    attester = TsmAttester(Tee.TDX, path=tmp_path / "tsm", sleep=Pauses())
     with pytest.raises(ConfigurationError, match="configfs"):
         attester.evidence(DATA)
 

@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import io
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cbor2
 
-from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.evidence import Evidence, Tee
 from aigovtool.attestation.nitro.verify import DOCUMENT
-from aigovtool.enclave.attester.base import check_report_data
-from aigovtool.enclave.attester.kernel import Kernel
-from aigovtool.enclave.attester.retry import retry
+from aigovtool.enclave.attester.by_kernel import KernelAttester
 from aigovtool.errors import UnavailableError
 
 NSM = Path("/dev/nsm")
@@ -40,41 +36,16 @@ class NsmMessage(ctypes.Structure):
     )
 
 
-class NitroAttester:
-    """Evidence from the Nitro security module; the collaborators are for tests."""
+class NitroAttester(KernelAttester):
+    """Evidence from the Nitro security module: a document."""
 
     tee = Tee.NITRO
-
-    def __init__(
-        self,
-        *,
-        kernel: Kernel | None = None,
-        device: Path = NSM,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._kernel = kernel or Kernel()
-        self._device = device
-        self._sleep = sleep
+    default_path = NSM
 
     def describe(self) -> str:
-        return f"nitro by {self._device}"
+        return f"nitro by {self._path}"
 
-    def evidence(self, report_data: bytes) -> Evidence:
-        """
-        Return a fresh document over *report_data* (64 bytes).
-
-        Raises:
-            ConfigurationError: no such device, or no permission.
-            UnavailableError: busy, or the module gave an error, after all attempts.
-        """
-        check_report_data(report_data)
-        return retry(lambda: self._document(report_data), sleep=self._sleep)
-
-    def endorsements(self) -> Endorsements:
-        """Return what the host handed over by itself: nothing is needed."""
-        return Endorsements(tee=self.tee)
-
-    def _document(self, report_data: bytes) -> Evidence:
+    def _ask(self, report_data: bytes) -> Evidence:
         body = cbor2.dumps(
             {"Attestation": {"user_data": report_data, "nonce": None, "public_key": None}}
         )
@@ -88,7 +59,7 @@ class NitroAttester:
                 response_length=RESPONSE_BYTES,
             )
         )
-        self._kernel.ioctl(self._device, NSM_REQUEST, argument)
+        self._kernel.ioctl(self._path, NSM_REQUEST, argument)
         length = NsmMessage.from_buffer_copy(argument).response_length
         return Evidence(
             tee=self.tee,

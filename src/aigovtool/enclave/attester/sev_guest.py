@@ -10,16 +10,12 @@ Source: Linux include/uapi/linux/sev-guest.h; AMD 56860 (MSG_REPORT_REQ, MSG_REP
 from __future__ import annotations
 
 import ctypes
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.evidence import Evidence, Tee
 from aigovtool.attestation.snp.layout import REPORT_BYTES
 from aigovtool.attestation.snp.verify import CERTIFICATE_TABLE, REPORT
-from aigovtool.enclave.attester.base import check_report_data
-from aigovtool.enclave.attester.kernel import Kernel
-from aigovtool.enclave.attester.retry import retry
+from aigovtool.enclave.attester.by_kernel import KernelAttester
 from aigovtool.errors import UnavailableError
 
 SEV_GUEST = Path("/dev/sev-guest")
@@ -62,39 +58,17 @@ class GuestRequest(ctypes.Structure):
     )
 
 
-class SevGuestAttester:
-    """Evidence from ``/dev/sev-guest``; the collaborators are for tests."""
+class SevGuestAttester(KernelAttester):
+    """Evidence from ``/dev/sev-guest``: a report, with the host's certificates if any."""
 
     tee = Tee.SNP
-
-    def __init__(
-        self,
-        *,
-        kernel: Kernel | None = None,
-        device: Path = SEV_GUEST,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._kernel = kernel or Kernel()
-        self._device = device
-        self._sleep = sleep
+    default_path = SEV_GUEST
 
     def describe(self) -> str:
-        return f"snp by {self._device}"
+        return f"snp by {self._path}"
 
-    def evidence(self, report_data: bytes) -> Evidence:
-        """
-        Return a fresh report over *report_data* (64 bytes), with the host's certificates if any.
-
-        Raises:
-            ConfigurationError: no such device, or no permission.
-            UnavailableError: busy or refused by the firmware, after all attempts.
-        """
-        check_report_data(report_data)
-        return retry(lambda: self._extended(report_data, FIRST_ROOM_BYTES), sleep=self._sleep)
-
-    def endorsements(self) -> Endorsements:
-        """Return what the host handed over by itself: the certificates come with the evidence."""
-        return Endorsements(tee=self.tee)
+    def _ask(self, report_data: bytes) -> Evidence:
+        return self._extended(report_data, FIRST_ROOM_BYTES)
 
     def _extended(self, report_data: bytes, room_bytes: int) -> Evidence:
         response = (ctypes.c_uint8 * RESPONSE_BYTES)()
@@ -112,7 +86,7 @@ class SevGuestAttester:
             )
         )
         try:
-            self._kernel.ioctl(self._device, SNP_GET_EXT_REPORT, argument)
+            self._kernel.ioctl(self._path, SNP_GET_EXT_REPORT, argument)
         except UnavailableError:
             done = GuestRequest.from_buffer_copy(argument)
             needed = -(-request.certificates_length // _PAGE_BYTES) * _PAGE_BYTES

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Protocol
 
 from aigovtool.attestation.dcap.verify import QUOTE
-from aigovtool.attestation.evidence import MAX_EVIDENCE_BYTES, Endorsements, Evidence, Tee
-from aigovtool.enclave.attester.base import check_report_data
+from aigovtool.attestation.evidence import MAX_EVIDENCE_BYTES, Evidence, Tee
+from aigovtool.enclave.attester.by_kernel import KernelAttester
 from aigovtool.enclave.attester.kernel import Kernel
-from aigovtool.enclave.attester.retry import retry
 from aigovtool.errors import UnavailableError
 
 TDX_GUEST = Path("/dev/tdx_guest")
@@ -52,45 +51,29 @@ def connect_to_host() -> Connection:
     return connection
 
 
-class TdxGuestAttester:
-    """Evidence from ``/dev/tdx_guest``; the collaborators are for tests."""
+class TdxGuestAttester(KernelAttester):
+    """Evidence from ``/dev/tdx_guest``; tests put a stand-in for the host's service, too."""
 
     tee = Tee.TDX
+    default_path = TDX_GUEST
 
     def __init__(
         self,
         *,
         kernel: Kernel | None = None,
-        device: Path = TDX_GUEST,
+        path: Path | None = None,
         connect: Callable[[], Connection] = connect_to_host,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._kernel = kernel or Kernel()
-        self._device = device
+        super().__init__(kernel=kernel, path=path, sleep=sleep)
         self._connect = connect
-        self._sleep = sleep
 
     def describe(self) -> str:
-        return f"tdx by {self._device} and the host's quote service"
+        return f"tdx by {self._path} and the host's quote service"
 
-    def evidence(self, report_data: bytes) -> Evidence:
-        """
-        Return a fresh quote over *report_data* (64 bytes).
-
-        Raises:
-            ConfigurationError: no such device, or no permission.
-            UnavailableError: busy, no quote service, or a short answer, after all attempts.
-        """
-        check_report_data(report_data)
-        return retry(lambda: self._evidence(report_data), sleep=self._sleep)
-
-    def endorsements(self) -> Endorsements:
-        """Return what the host handed over by itself: nothing."""
-        return Endorsements(tee=self.tee)
-
-    def _evidence(self, report_data: bytes) -> Evidence:
+    def _ask(self, report_data: bytes) -> Evidence:
         argument = bytearray(report_data + bytes(TD_REPORT_BYTES))
-        self._kernel.ioctl(self._device, TDX_CMD_GET_REPORT0, argument)
+        self._kernel.ioctl(self._path, TDX_CMD_GET_REPORT0, argument)
         quote = self._quote(bytes(argument[REPORT_DATA_BYTES:]))
         return Evidence(tee=self.tee, documents={QUOTE: quote})
 

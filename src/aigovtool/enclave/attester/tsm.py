@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aigovtool.attestation.dcap.verify import QUOTE
-from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
+from aigovtool.attestation.evidence import Evidence, Tee
 from aigovtool.attestation.snp.layout import REPORT_BYTES
 from aigovtool.attestation.snp.verify import CERTIFICATE_TABLE, REPORT
-from aigovtool.enclave.attester.base import check_report_data
+from aigovtool.enclave.attester.by_kernel import KernelAttester
 from aigovtool.enclave.attester.kernel import Kernel
-from aigovtool.enclave.attester.retry import retry
 from aigovtool.errors import AIGovToolError, ConfigurationError, UnavailableError
 
 TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
@@ -41,41 +40,32 @@ class TsmReport:
     auxblob: bytes
 
 
-class TsmAttester:
+class TsmAttester(KernelAttester):
     """
     Evidence from configfs-tsm.
 
     Args:
         tee: `Tee.TDX` or `Tee.SNP`; a provider of the other kind is refused.
-        kernel, root, sleep: collaborators; tests put stand-ins here.
     """
+
+    default_path = TSM_REPORTS
 
     def __init__(
         self,
         tee: Tee,
         *,
         kernel: Kernel | None = None,
-        root: Path = TSM_REPORTS,
+        path: Path | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        super().__init__(kernel=kernel, path=path, sleep=sleep)
         self.tee = tee
-        self._kernel = kernel or Kernel()
-        self._root = root
-        self._sleep = sleep
 
     def describe(self) -> str:
-        return f"{self.tee} by {self._root}"
+        return f"{self.tee} by {self._path}"
 
-    def evidence(self, report_data: bytes) -> Evidence:
-        """
-        Return fresh evidence over *report_data* (64 bytes).
-
-        Raises:
-            ConfigurationError: no such interface, no permission, or a provider of another kind.
-            UnavailableError: busy, broken or a short report, after all attempts.
-        """
-        check_report_data(report_data)
-        report = retry(lambda: self._report(report_data), sleep=self._sleep)
+    def _ask(self, report_data: bytes) -> Evidence:
+        report = self._report(report_data)
         if PROVIDERS.get(report.provider) is not self.tee:
             raise ConfigurationError(
                 f"configfs-tsm serves another TEE than {self.tee}",
@@ -90,12 +80,8 @@ class TsmAttester:
             documents[CERTIFICATE_TABLE] = report.auxblob
         return Evidence(tee=self.tee, documents=documents)
 
-    def endorsements(self) -> Endorsements:
-        """Return what the host handed over by itself: nothing beside the evidence."""
-        return Endorsements(tee=self.tee)
-
     def _report(self, report_data: bytes) -> TsmReport:
-        kernel, folder = self._kernel, self._root / f"aigovtool-{secrets.token_hex(8)}"
+        kernel, folder = self._kernel, self._path / f"aigovtool-{secrets.token_hex(8)}"
         kernel.mkdir(folder)
         try:
             before = self._generation(folder)
