@@ -8,13 +8,16 @@ Rule 3: a lease is granted only under an active loan, to a live session that is 
         attest again; it is the smaller the longer the session's platform is out of date.
 Rule 4: a report that an attested enclave would never send ends its session; what it holds is
         charged unless it settles properly.
+Rule 5: reports that arrive together become durable together, in one commit. Each is whole or not
+        at all by itself, and none is answered before the commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian import ageing, budget, statements
@@ -70,6 +73,17 @@ class _Wish:
         return self.credits - sum(self.budgeted.values())
 
 
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """A report whose decision is in the ledger, or will be with the commit: what answers it."""
+
+    number: int
+    session: Session
+    loan: Loan
+    decision: Decision
+    now: datetime
+
+
 class Leasing:
     """Answers the reports of sessions."""
 
@@ -93,36 +107,98 @@ class Leasing:
             UnavailableError: it may have been applied or not; the same report again is answered.
         """
         try:
-            return self._report(session_id, report)
+            opened = self._open(session_id, report)
+            with self._ledger.write() as entry:
+                applied = self._apply(entry, session_id, report, opened)
+            return self._answer(applied)
         except _MISBEHAVIOUR as error:
             self._refuse(session_id, report, error)
             raise
 
-    def _report(self, session_id: SessionId, report: Report) -> ReportAnswer:
-        digest = sha256(encode(report))
+    def report_all(
+        self, reports: Sequence[tuple[SessionId, Report]]
+    ) -> list[ReportAnswer | AIGovToolError]:
+        """
+        Apply several reports in one commit and answer each, or say what `report` would raise.
+
+        Each is whole or not at all, whatever becomes of the others. When they cannot be made
+        durable together, each is tried alone: one that was kept after all is a repetition then.
+        """
+        if len(reports) > 1:
+            with contextlib.suppress(Exception):  # what it was, the report it was of says alone
+                return self._report_together(reports)
+        return [self._report_alone(*each) for each in reports]
+
+    def _report_together(
+        self, reports: Sequence[tuple[SessionId, Report]]
+    ) -> list[ReportAnswer | AIGovToolError]:
+        opened: list[list[OpenedSettlement] | AIGovToolError] = []
+        for each in reports:
+            try:
+                opened.append(self._open(*each))
+            except _MISBEHAVIOUR as error:
+                opened.append(error)
+        outcomes: list[_Applied | AIGovToolError] = []
+        with self._ledger.write_together() as together:
+            for (session_id, report), settlements in zip(reports, opened, strict=True):
+                if isinstance(settlements, AIGovToolError):
+                    outcomes.append(settlements)
+                    continue
+                try:
+                    with together.decide() as entry:
+                        applied = self._apply(entry, session_id, report, settlements)
+                except _MISBEHAVIOUR as error:
+                    outcomes.append(error)
+                else:
+                    outcomes.append(applied)
+        for (session_id, report), outcome in zip(reports, outcomes, strict=True):
+            if isinstance(outcome, AIGovToolError):
+                self._refuse(session_id, report, outcome)
+        return [
+            each if isinstance(each, AIGovToolError) else self._answer(each) for each in outcomes
+        ]
+
+    def _report_alone(self, session_id: SessionId, report: Report) -> ReportAnswer | AIGovToolError:
+        try:
+            return self.report(session_id, report)
+        except AIGovToolError as error:
+            return error
+
+    def _open(self, session_id: SessionId, report: Report) -> list[OpenedSettlement]:
+        """Check a report's signatures, before the ledger is held."""
         with self._ledger.read() as tx:
             known = session_of(tx, session_id)
-        # signatures are checked before the ledger is held
-        opened = open_settlements(report.settlements, known)
-        with self._ledger.write() as entry:
-            session = session_of(entry.tx, session_id)
-            loan = loan_of(entry.tx, session.loan)
-            if report.number == session.last_report and digest == session.report_sha256:
-                decision = decode(session.decision, Decision)
-            else:
-                decision = self._decide(entry, session, loan, report, opened)
-                entry.tx.set_session_report(session_id, report.number, digest, encode(decision))
-            now = entry.now
+        return open_settlements(report.settlements, known)
+
+    def _apply(
+        self,
+        entry: Entry,
+        session_id: SessionId,
+        report: Report,
+        opened: list[OpenedSettlement],
+    ) -> _Applied:
+        digest = sha256(encode(report))
+        session = session_of(entry.tx, session_id)
+        loan = loan_of(entry.tx, session.loan)
+        if report.number == session.last_report and digest == session.report_sha256:
+            decision = decode(session.decision, Decision)
+        else:
+            decision = self._decide(entry, session, loan, report, opened)
+            entry.tx.set_session_report(session_id, report.number, digest, encode(decision))
+        return _Applied(report.number, session, loan, decision, entry.now)
+
+    def _answer(self, applied: _Applied) -> ReportAnswer:
+        decision = applied.decision
         statement = statements.state(
-            session,
-            loan,
+            applied.session,
+            applied.loan,
             lease=None if decision.lease is None else decision.lease.lease,
             left=decision.left,
-            now=now,
+            now=applied.now,
             key=self._key,
         )
         return ReportAnswer(
-            number=report.number,
+            number=applied.number,
             settled=decision.settled,
             lease=decision.lease,
             left=decision.left,

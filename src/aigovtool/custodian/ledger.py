@@ -104,6 +104,25 @@ class Entry:
         self.push(loan, RosterChanged(roster=roster_of(self.tx, loan)))
 
 
+class Together:
+    """Several decisions that become durable in one commit, each whole or not at all."""
+
+    __slots__ = ("_clock", "_tx", "pushes")
+
+    def __init__(self, tx: Writing, clock: Clock) -> None:
+        self._tx = tx
+        self._clock = clock
+        self.pushes: list[Push] = []
+
+    @contextlib.contextmanager
+    def decide(self) -> Iterator[Entry]:
+        """Lend an `Entry` for one of them; when the block raises, it was never made."""
+        entry = Entry(self._tx, self._clock.now())
+        with self._tx.savepoint():
+            yield entry
+        self.pushes += entry.pushes
+
+
 class Ledger:
     """The store, the clock, and who is told."""
 
@@ -124,9 +143,21 @@ class Ledger:
             with self._store.write() as tx:
                 entry = Entry(tx, self.clock.now())
                 yield entry
-            for push in entry.pushes:
-                self._publisher.publish(push)
-            self._publisher.changed()
+            self._tell(entry.pushes)
+
+    @contextlib.contextmanager
+    def write_together(self) -> Iterator[Together]:
+        """Lend a `Together`; its decisions become durable as the block ends, all of them."""
+        with self._deciding:
+            with self._store.write() as tx:
+                together = Together(tx, self.clock)
+                yield together
+            self._tell(together.pushes)
+
+    def _tell(self, pushes: list[Push]) -> None:
+        for push in pushes:
+            self._publisher.publish(push)
+        self._publisher.changed()
 
 
 def loan_of(tx: Reading, loan: LoanId) -> Loan:

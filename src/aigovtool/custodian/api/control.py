@@ -22,6 +22,7 @@ from aigovtool.custodian.api.http import off_loop
 from aigovtool.custodian.app import App
 from aigovtool.custodian.hub import Connection
 from aigovtool.custodian.records import Session
+from aigovtool.custodian.reporting import Reporting
 from aigovtool.errors import (
     AIGovToolError,
     MalformedError,
@@ -60,6 +61,9 @@ class Control:
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._reporting = Reporting(
+            lambda reports: off_loop(app.reports, lambda: app.leasing.report_all(reports))
+        )
 
     async def serve(self, socket: WebSocket, loan: LoanId) -> None:
         """Serve one connection, of a bearer of *loan*'s ticket, to its end."""
@@ -149,8 +153,7 @@ class Control:
         app, session = self._app, connection.session
         match message:
             case Report():
-                answer = await off_loop(app.reports, lambda: app.leasing.report(session, message))
-                connection.send(answer)
+                await self._reporting.report(session, message, connection.send)
             case MoreWanted():
                 with contextlib.suppress(
                     MalformedError, RefusedError

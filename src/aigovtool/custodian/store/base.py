@@ -150,6 +150,10 @@ class Reading(Protocol):
 class Writing(Reading, Protocol):
     """A view that may also be changed."""
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Undo what the block did, and nothing else, when the block raises."""
+        ...
+
     def insert_custodian(self, row: Custodian) -> None: ...
     def insert_model(self, row: Model) -> None: ...
 

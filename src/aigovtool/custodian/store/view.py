@@ -6,8 +6,9 @@ A database adds how it runs one query; all that a row means is here and in `rows
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -221,6 +222,17 @@ class View(ABC):
         return [rows.event_of(row) for row in self._all("last_events", loan=loan, limit=limit)]
 
     # --- writing ---
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        self._run("savepoint")
+        try:
+            yield
+        except BaseException:
+            self._run("undo_to_savepoint")
+            self._run("release_savepoint")
+            raise
+        self._run("release_savepoint")
 
     def insert_custodian(self, row: Custodian) -> None:
         self._run("insert_custodian", **rows.custodian_values(row))

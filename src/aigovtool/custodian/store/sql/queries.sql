@@ -145,6 +145,18 @@ ORDER BY coalesce(disconnected_us, 9223372036854775807), session;
 SELECT count(*) AS sessions FROM sessions
 WHERE loan = :loan AND state = 'live' AND disconnected_us IS NULL;
 
+-- name: savepoint
+-- What follows can be undone without the rest of its transaction.
+SAVEPOINT decision;
+
+-- name: undo_to_savepoint
+-- Undo it; the savepoint stays.
+ROLLBACK TO SAVEPOINT decision;
+
+-- name: release_savepoint
+-- Keep it, as a part of the transaction.
+RELEASE SAVEPOINT decision;
+
 -- name: set_session_state
 -- Move a session to another state, or note when its connection opened or closed.
 UPDATE sessions SET state = :state, disconnected_us = :disconnected_us, ended_us = :ended_us,
