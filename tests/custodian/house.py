@@ -124,6 +124,7 @@ def house(
     credits: int = 100,
     terms: LoanTerms = TERMS,
     address: str = "127.0.0.1:7000",
+    metrics_token: bool = True,
 ) -> Iterator[House]:
     """Make a custodian in *folder* that lends the demo's model."""
     clock = clock or SystemClock()
@@ -131,6 +132,8 @@ def house(
     data = DataFolder(folder / "custodian")
     accept = (simulated_policy(platform.root_sha256, GENUINE),)
     initialise(data, clock=clock, environ={}, accept=accept)
+    if not metrics_token:
+        data.metrics_token.unlink()
     with open_custodian(data, clock=clock, environ={}) as app:
         lent = lend(
             app,
@@ -144,10 +147,17 @@ def house(
 
 
 @contextlib.asynccontextmanager
-async def open_house(folder: Path, *, credits: int = 100) -> AsyncIterator[tuple[House, Doors]]:
+async def open_house(
+    folder: Path, *, credits: int = 100, metrics_token: bool = True
+) -> AsyncIterator[tuple[House, Doors]]:
     """A custodian with both doors open, ended in order."""
     doors = Doors.bind(LOOPBACK)
-    with house(folder, credits=credits, address=advertised(LOOPBACK, doors)) as made:
+    with house(
+        folder,
+        credits=credits,
+        address=advertised(LOOPBACK, doors),
+        metrics_token=metrics_token,
+    ) as made:
         server = Server(app=made.app, config=LOOPBACK, doors=doors)
         ready = asyncio.Event()
         task = asyncio.create_task(server.run(on_ready=ready.set))

@@ -77,7 +77,7 @@ def test_init_makes_files_for_the_owner_only(tmp_path: Path) -> None:
     data = tmp_path / "data"
     init(data)
     assert {path.name for path in data.iterdir()} == {
-        "admin.token", "ledger.db", "master.key", "models", "policy.toml",
+        "admin.token", "ledger.db", "master.key", "metrics.token", "models", "policy.toml",
     }  # fmt: skip
     for path in (data, *data.iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path

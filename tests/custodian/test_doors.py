@@ -219,7 +219,7 @@ def test_openapi_describes_every_route(made: House, admin: TestClient) -> None:
     document = admin.get("/openapi.json").json()
     app = admin_app(made.app, names=NAMES, enclave_address="127.0.0.1:7000")
     served = {route.path for route in app.routes if isinstance(route, Route)}
-    assert served == {*document["paths"], "/openapi.json"}
+    assert served == {*document["paths"], "/openapi.json", "/metrics"}
     text = admin.get("/openapi.json").text
     for name in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert name in document["components"]["schemas"]

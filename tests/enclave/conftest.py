@@ -97,6 +97,8 @@ async def running_enclave(
     compute_threads: int = 2,
     attester: Attester | None = None,
     pccs: str | None = None,
+    metrics_listen: str | None = None,
+    metrics_token: Path | None = None,
 ) -> AsyncIterator[RunningEnclave]:
     clock, stop, ready = JumpingClock(), asyncio.Event(), asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -114,6 +116,8 @@ async def running_enclave(
                 compute_threads=compute_threads,
                 intra_op_threads=1,
                 pccs=pccs,
+                metrics_listen=metrics_listen,
+                metrics_token=metrics_token,
                 limits=msgspec.structs.replace(limits or Limits(), drain_s=1.0, goodbye_s=1.0),
             ),
             custodian.ticket,

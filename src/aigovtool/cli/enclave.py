@@ -111,6 +111,16 @@ def enclave() -> None:
     help="Folder that keeps what vendors answer for the next start.",
 )
 @_option(
+    "--metrics-listen",
+    metavar="HOST:PORT",
+    help="Serve metrics to Prometheus there: plain on loopback, by TLS and token elsewhere.",
+)
+@_option(
+    "--metrics-token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Token that Prometheus bears for metrics.",
+)
+@_option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -130,6 +140,8 @@ def serve(
     fetch_endorsements: bool,
     pccs: str | None,
     endorsements_cache: Path | None,
+    metrics_listen: str | None,
+    metrics_token_file: Path | None,
     log_level: str,
     **limits: int | float,
 ) -> None:
@@ -166,6 +178,8 @@ def serve(
         fetch_endorsements=fetch_endorsements,
         pccs=pccs,
         endorsements_cache=endorsements_cache,
+        metrics_listen=metrics_listen,
+        metrics_token=metrics_token_file,
         limits=Limits(**limits),  # type: ignore[arg-type] # click made each of its field's type
     )
     _run(config, loan, choice.attester, clock)

@@ -32,13 +32,14 @@ from aigovtool.custodian.hub import Hub
 from aigovtool.custodian.leasing import Leasing
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.loans import Loans
+from aigovtool.custodian.metrics import Metrics
 from aigovtool.custodian.reattestation import Reattestation
 from aigovtool.custodian.records import Custodian
 from aigovtool.custodian.release import Releasing
 from aigovtool.custodian.sessions import Sessions
 from aigovtool.custodian.store.base import Store
 from aigovtool.custodian.store.sqlite import SqliteStore
-from aigovtool.custodian.tokens import ADMIN, hash_token, new_token
+from aigovtool.custodian.tokens import ADMIN, METRICS, hash_token, new_token
 from aigovtool.custodian.upload import Uploads
 from aigovtool.custodian.vault import Vault
 from aigovtool.custodian.verdicts import Verdicts
@@ -60,8 +61,10 @@ class App:
     identity: Custodian
     key: SigningKey
     admin_token_sha256: bytes
+    metrics_token_sha256: bytes | None
     ledger: Ledger
     hub: Hub
+    metrics: Metrics
     loans: Loans
     grants: Grants
     sessions: Sessions
@@ -130,6 +133,7 @@ def _make(
     keeper = Vault(vault.read_master_key(folder.master_key, environ))
     key = SigningKey.generate()
     files.write_whole(folder.admin_token, new_token(ADMIN) + "\n")
+    files.write_whole(folder.metrics_token, new_token(METRICS) + "\n")
     if accept:
         text = write_policy(Policy(accept=accept, custodian=None), preface=POLICY_PREFACE)
         files.write_whole(folder.policy, text)
@@ -202,6 +206,11 @@ def open_custodian(
         token = files.read_text(
             folder.admin_token, mend="write a long random token into it, mode 0600"
         ).strip()
+        metrics_token = None
+        if folder.metrics_token.exists():  # without it only the admin token reads metrics
+            metrics_token = files.read_text(
+                folder.metrics_token, mend="write a long random token into it, or remove it"
+            ).strip()
         yield _build(
             folder,
             clock=clock,
@@ -210,6 +219,7 @@ def open_custodian(
             identity=identity,
             key=key,
             admin_token_sha256=hash_token(token),
+            metrics_token_sha256=None if not metrics_token else hash_token(metrics_token),
             courier=courier,
             stack=stack,
         )
@@ -237,6 +247,7 @@ def _build(
     identity: Custodian,
     key: SigningKey,
     admin_token_sha256: bytes,
+    metrics_token_sha256: bytes | None,
     courier: Completes | None,
     stack: contextlib.ExitStack,
 ) -> App:
@@ -257,8 +268,10 @@ def _build(
         identity=identity,
         key=key,
         admin_token_sha256=admin_token_sha256,
+        metrics_token_sha256=metrics_token_sha256,
         ledger=ledger,
         hub=hub,
+        metrics=Metrics(ledger=ledger, hub=hub, clock=clock),
         loans=Loans(ledger=ledger),
         grants=Grants(ledger=ledger),
         sessions=Sessions(ledger=ledger),

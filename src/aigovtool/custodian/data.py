@@ -4,6 +4,7 @@ The custodian's data folder, and what configures a server.
     master.key      opens every key in the ledger; keep a copy elsewhere
     ledger.db       the ledger (SQLite), with -wal and -shm beside it
     admin.token     opens the admin API
+    metrics.token   opens /metrics of it, and nothing else
     admin.url       where the running server's admin API listens
     policy.toml     what evidence new loans accept, unless they are made with another file
     models/         sealed models: ciphertext
@@ -41,6 +42,10 @@ class DataFolder:
     @property
     def admin_token(self) -> Path:
         return self.path / "admin.token"
+
+    @property
+    def metrics_token(self) -> Path:
+        return self.path / "metrics.token"
 
     @property
     def admin_url(self) -> Path:

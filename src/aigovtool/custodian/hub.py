@@ -47,6 +47,7 @@ class Hub:
         self._connections: dict[SessionId, Connection] = {}
         self._of_loan: dict[LoanId, dict[SessionId, Connection]] = {}
         self._watchers: set[asyncio.Event] = set()
+        self.pushed = 0  # messages, since the start
 
     def start(self) -> None:
         """Belong to the running event loop; until then pushes have nobody to go to."""
@@ -70,6 +71,7 @@ class Hub:
         for connection in list(self._of_loan.get(push.loan, {}).values()):
             if connection.session != push.but and push.only in (None, connection.session):
                 connection.send(push.message)
+                self.pushed += 1
                 if push.ends:
                     connection.send(None)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -57,12 +58,13 @@ class Publisher(Protocol):
 class Entry:
     """One decision being made: the ledger's rows, the time, its events and pushes."""
 
-    __slots__ = ("now", "pushes", "tx")
+    __slots__ = ("kinds", "now", "pushes", "tx")
 
     def __init__(self, tx: Writing, now: datetime) -> None:
         self.tx = tx
         self.now = now
         self.pushes: list[Push] = []
+        self.kinds: list[str] = []  # of the events
 
     def event(
         self,
@@ -76,6 +78,7 @@ class Entry:
         **detail: Any,
     ) -> None:
         """Append an event; *detail* is written as JSON and holds no secret."""
+        self.kinds.append(kind)
         self.tx.insert_event(
             time=self.now,
             kind=kind,
@@ -107,11 +110,12 @@ class Entry:
 class Together:
     """Several decisions that become durable in one commit, each whole or not at all."""
 
-    __slots__ = ("_clock", "_tx", "pushes")
+    __slots__ = ("_clock", "_tx", "kinds", "pushes")
 
     def __init__(self, tx: Writing, clock: Clock) -> None:
         self._tx = tx
         self._clock = clock
+        self.kinds: list[str] = []
         self.pushes: list[Push] = []
 
     @contextlib.contextmanager
@@ -120,6 +124,7 @@ class Together:
         entry = Entry(self._tx, self._clock.now())
         with self._tx.savepoint():
             yield entry
+        self.kinds += entry.kinds
         self.pushes += entry.pushes
 
 
@@ -131,6 +136,7 @@ class Ledger:
         self._publisher = publisher
         self._deciding = threading.Lock()
         self.clock = clock
+        self.written: Counter[str] = Counter()  # events that were committed here, by kind
 
     def read(self) -> AbstractContextManager[Reading]:
         """Lend a consistent view as of now."""
@@ -143,7 +149,7 @@ class Ledger:
             with self._store.write() as tx:
                 entry = Entry(tx, self.clock.now())
                 yield entry
-            self._tell(entry.pushes)
+            self._tell(entry.pushes, entry.kinds)
 
     @contextlib.contextmanager
     def write_together(self) -> Iterator[Together]:
@@ -152,9 +158,10 @@ class Ledger:
             with self._store.write() as tx:
                 together = Together(tx, self.clock)
                 yield together
-            self._tell(together.pushes)
+            self._tell(together.pushes, together.kinds)
 
-    def _tell(self, pushes: list[Push]) -> None:
+    def _tell(self, pushes: list[Push], kinds: list[str]) -> None:
+        self.written.update(kinds)
         for push in pushes:
             self._publisher.publish(push)
         self._publisher.changed()

@@ -118,12 +118,15 @@ class Server:
             app.key, app.identity.certificate_pem, now=app.clock.now()
         )
         admin_tls = _admin_tls(self._config)
-        for_enclaves = _Uvicorn(enclave_app(app))
+        for_enclaves = _Uvicorn(app.metrics.watch("enclaves", enclave_app(app)))
         for_admin = _Uvicorn(
-            admin_app(
-                app,
-                names=admin_names(self._config),
-                enclave_address=advertised(self._config, self._doors),
+            app.metrics.watch(
+                "admin",
+                admin_app(
+                    app,
+                    names=admin_names(self._config),
+                    enclave_address=advertised(self._config, self._doors),
+                ),
             )
         )
         tls = server_context(identity)

@@ -16,6 +16,7 @@ TOKEN_BYTES = 32
 MAX_TOKEN_CHARACTERS = 256
 
 ADMIN = "agt-admin"
+METRICS = "agt-metrics"
 TICKET = "agt-ticket"
 CONSUMER = "agt-key"
 

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from aigovtool.clock import Clock
 from aigovtool.crypto.tls import server_context
 from aigovtool.enclave.api.app import Api
+from aigovtool.enclave.api.scrape import Scrape
 from aigovtool.enclave.api.server import EnclaveServer, listen_on
 from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.attester.endorsed import EndorsedAttester
 from aigovtool.enclave.cache import BodyCache
-from aigovtool.enclave.config import EnclaveConfig, Limits
+from aigovtool.enclave.config import EnclaveConfig, Limits, is_loopback, read_address, read_token
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Flights
-from aigovtool.enclave.keys import make_keys
+from aigovtool.enclave.keys import ProcessKeys, make_keys
 from aigovtool.enclave.loader import Loader, Progress
+from aigovtool.enclave.metrics import Metrics, Tally
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.supervisor import Supervisor
 from aigovtool.endorsements.collector import Services
 from aigovtool.endorsements.courier import SELF_SUFFICIENT, open_courier
+from aigovtool.errors import ConfigurationError
 from aigovtool.wire.ticket import Ticket
+
+SCRAPERS = Limits(max_connections=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,10 @@ async def serve(
     enclave = Enclave(flights=flights, clock=clock, on_ready=ready)
     with listening, endorsed(attester, config, clock=clock) as complete:
         keys = await make_keys(complete, now=clock.now(), wait_s=limits.attestation_wait_s)
-        api = Api(enclave=enclave, attester=complete, limits=limits, clock=clock)
+        tally = Tally()
+        api = Api(enclave=enclave, attester=complete, limits=limits, clock=clock, tally=tally)
         server = EnclaveServer(api, tls=server_context(keys.tls), limits=limits)
+        metrics = Metrics(enclave=enclave, tally=tally, clock=clock)
         async with CustodianClient(ticket) as client:
             supervisor = Supervisor(
                 enclave=enclave,
@@ -113,9 +120,43 @@ async def serve(
                 max_waiting=limits.max_waiting,
                 clock=clock,
             )
-            on_listening(address)
-            await _run(supervisor, server, stop, limits, listening)
+            async with scraped(metrics, config, keys):
+                on_listening(address)
+                await _run(supervisor, server, stop, limits, listening)
     flights.close()
+
+
+@asynccontextmanager
+async def scraped(
+    metrics: Metrics, config: EnclaveConfig, keys: ProcessKeys
+) -> AsyncIterator[None]:
+    """
+    Serve *metrics* for the length of the block, where that is wanted.
+
+    Raises:
+        ConfigurationError: off loopback without a token, or an address or file that cannot be used.
+    """
+    if config.metrics_listen is None:
+        yield
+        return
+    host, port = read_address(config.metrics_listen)
+    token = None if config.metrics_token is None else read_token(config.metrics_token)
+    local = is_loopback(host)
+    if not local and token is None:
+        raise ConfigurationError(
+            "metrics for a whole network need a token",
+            came=f"--metrics-listen {config.metrics_listen}",
+            mend="name a file with one by --metrics-token-file, or listen on 127.0.0.1",
+        )
+    tls = None if local else server_context(keys.tls)
+    with listen_on(host, port) as listening:
+        server = EnclaveServer(Scrape(metrics, token=token), tls=tls, limits=SCRAPERS)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from aigovtool.errors import ConfigurationError
 
 DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and their keys guard it
 
+MIN_TOKEN_CHARACTERS = 20
 DEFAULT_COMPUTE_THREADS = os.cpu_count() or 1
 
 
@@ -72,6 +74,8 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Args:
         listen: ``host:port`` for consumers; port 0 lets the machine choose.
+        metrics_listen: ``host:port`` for Prometheus, or None.
+        metrics_token: file with the token that Prometheus bears; needed off loopback.
         cache: folder for ciphertext of models, or None to fetch it at every start.
         compute_threads: queries computed at once.
         intra_op_threads: threads that one computation may use, 0 for the runtime's choice.
@@ -82,6 +86,8 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     listen: str = DEFAULT_LISTEN
+    metrics_listen: str | None = None
+    metrics_token: Path | None = None
     cache: Path | None = None
     compute_threads: int = DEFAULT_COMPUTE_THREADS
     intra_op_threads: int = 0
@@ -92,9 +98,37 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def address(self) -> tuple[str, int]:
         """Return host and port of `listen`; raises ConfigurationError."""
-        host, colon, port = self.listen.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
-            raise ConfigurationError(
-                "not an address to listen on", expected="HOST:PORT", came=repr(self.listen)
-            )
-        return host.removeprefix("[").removesuffix("]"), int(port)
+        return read_address(self.listen)
+
+
+def read_address(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT`` or ``[IPV6]:PORT``; raises ConfigurationError."""
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigurationError(
+            "not an address to listen on", expected="HOST:PORT", came=repr(text)
+        )
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach *host*; a name other than localhost may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_token(path: Path) -> str:
+    """Read a token of one line; raises ConfigurationError."""
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        token = ""
+    if not token.isascii() or len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable():
+        raise ConfigurationError(
+            f"no token can be read from {path}",
+            expected=f"one line of {MIN_TOKEN_CHARACTERS} or more ASCII characters",
+            mend=f"head -c 32 /dev/urandom | base64 > {path}",
+        )
+    return token

@@ -49,6 +49,8 @@ class Enclave:
         self.clock = clock
         self.cancelled = 0
         self.idle_since_s = clock.monotonic_s()  # when it last ceased to serve, or was made
+        self.sessions = 0  # enrolled by this process
+        self._past_receipts = 0  # of sessions that are over
         self._on_ready = on_ready
         self._loading: asyncio.Task[TensorModel] | None = None
         self._wiped: datetime | None = None
@@ -78,10 +80,17 @@ class Enclave:
             retry_after_s=NOT_READY_RETRY_AFTER_S,
         )
 
+    @property
+    def receipts(self) -> int:
+        """How many receipts this process issued."""
+        return self._past_receipts + (0 if self.session is None else self.session.receipts.count)
+
     # --- for the supervisor ---------------------------------------------------------------------
 
     def begin(self, session: Session, loading: asyncio.Task[TensorModel]) -> None:
         """A session was enrolled, and its model is being loaded."""
+        self._past_receipts = self.receipts
+        self.sessions += 1
         self.session, self._loading = session, loading
         self.cancelled, self._wiped = 0, None
 

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from aigovtool.enclave.runtime.base import Run
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
+from aigovtool.telemetry.metrics import Times
 from aigovtool.wire.tensors import Array
 
 FULL_RETRY_AFTER_S = 1.0
@@ -46,6 +47,7 @@ class Flights:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
         self._limit = limit
         self._time_s = time_s
+        self.times = Times()
         self._flights: dict[_Flight, None] = {}
         self._jobs: set[Future[Outputs]] = set()
 
@@ -81,7 +83,9 @@ class Flights:
         job.add_done_callback(self._jobs.discard)
         flight = _Flight(consumer, run, asyncio.wrap_future(job))
         self._flights[flight] = None
-        timer = asyncio.get_running_loop().call_later(self._time_s, self._out_of_time, flight)
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        timer = loop.call_later(self._time_s, self._out_of_time, flight)
         try:
             return await flight.answer
         except asyncio.CancelledError:
@@ -91,6 +95,7 @@ class Flights:
             raise
         finally:
             timer.cancel()
+            self.times.add(loop.time() - begin_s)
             del self._flights[flight]
 
     def cancel(

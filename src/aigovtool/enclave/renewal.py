@@ -320,6 +320,11 @@ class Renewal:
         """Whether a settlement is not known to be durable."""
         return bool(self._settlements)
 
+    @property
+    def unsettled_leases(self) -> int:
+        """How many settlements are not known to be durable."""
+        return sum(1 for _ in self._settlements.uses())
+
     # --- decisions -------------------------------------------------------------------------------
 
     @property

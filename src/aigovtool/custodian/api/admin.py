@@ -32,6 +32,7 @@ from aigovtool.custodian.records import Loan, RequestId, RequestState
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import ConfigurationError, MalformedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.telemetry.metrics import render
 from aigovtool.wire.codec import decode
 
 MAX_BODY_BYTES = 2 << 20  # a policy file
@@ -569,10 +570,25 @@ def admin_app(app: App, *, names: frozenset[str] | None, enclave_address: str) -
     async def openapi(request: Request) -> Response:
         return Response(document, media_type="application/json")
 
+    async def metrics(request: Request) -> Response:
+        accept = request.headers.get("accept", "")
+        body, content_type = await off_loop(app.pool, lambda: render(app.metrics, accept))
+        return Response(body, headers={"Content-Type": content_type})
+
+    # whoever scrapes need not hold the token that grants and stops
+    scraped = Guard(
+        token_sha256=app.admin_token_sha256, names=names, reader=app.metrics_token_sha256
+    )
     routes = [
         Route(one.path, _guarded(guard, one.endpoint), methods=[one.method]) for one in operations
     ]
-    return make_app([Route("/openapi.json", _guarded(guard, openapi), methods=["GET"]), *routes])
+    return make_app(
+        [
+            Route("/openapi.json", _guarded(guard, openapi), methods=["GET"]),
+            Route("/metrics", _guarded(scraped, metrics), methods=["GET"]),
+            *routes,
+        ]
+    )
 
 
 def _guarded(

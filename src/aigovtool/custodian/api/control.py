@@ -153,7 +153,8 @@ class Control:
         app, session = self._app, connection.session
         match message:
             case Report():
-                await self._reporting.report(session, message, connection.send)
+                with app.metrics.report():
+                    await self._reporting.report(session, message, connection.send)
             case MoreWanted():
                 with contextlib.suppress(
                     MalformedError, RefusedError

@@ -21,9 +21,15 @@ from aigovtool.errors import RefusedError, UnauthenticatedError
 class Guard:
     """Lets in whoever bears the admin token."""
 
-    def __init__(self, *, token_sha256: bytes, names: frozenset[str] | None) -> None:
-        """`names` are the hosts by which this API may be called, None for any (not loopback)."""
-        self._token_sha256 = token_sha256
+    def __init__(
+        self, *, token_sha256: bytes, names: frozenset[str] | None, reader: bytes | None = None
+    ) -> None:
+        """
+        Args:
+            names: the hosts by which this API may be called, None for any (not loopback).
+            reader: hash of a second token, for what is guarded here and nothing else.
+        """
+        self._tokens = tuple(one for one in (token_sha256, reader) if one is not None)
         self._names = names
 
     def check(self, request: Request) -> None:
@@ -43,7 +49,8 @@ class Guard:
         origin = request.headers.get("origin")
         if origin is not None and _netloc(origin) != host:
             raise RefusedError("a request from another site", code="admin.origin")
-        if not any(same_token(token, self._token_sha256) for token in tokens_of(request)):
+        offered = tokens_of(request)
+        if not any(same_token(token, known) for token in offered for known in self._tokens):
             raise UnauthenticatedError(
                 "not the admin token", mend="it is in admin.token in the custodian's data folder"
             )

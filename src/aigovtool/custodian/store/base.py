@@ -28,7 +28,7 @@ from typing import Protocol
 
 from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
-from aigovtool.custodian.lifecycle import LoanState
+from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.records import (
     AppraisalRow,
     Consumer,
@@ -73,6 +73,10 @@ class Reading(Protocol):
         ...
 
     def count_connected_sessions(self, loan: LoanId) -> int: ...
+
+    def count_sessions(self, loan: LoanId) -> Mapping[SessionState, int]:
+        """Return how many sessions of the loan are in which state; a state of none is left out."""
+        ...
 
     def standing(self, session: SessionId) -> Standing | None: ...
 
@@ -132,6 +136,7 @@ class Reading(Protocol):
     def open_request_of_consumer(
         self, loan: LoanId, consumer: ConsumerId
     ) -> MoreRequest | None: ...
+    def count_open_requests(self, loan: LoanId) -> int: ...
     def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]: ...
 
     def stop_proof(self, session: SessionId) -> StopProofRow | None: ...

@@ -14,7 +14,7 @@ from typing import Any
 
 from aigovtool.custodian.ageing import ANSWER_WITHIN_S, Step
 from aigovtool.custodian.budget import Account
-from aigovtool.custodian.lifecycle import LoanState
+from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.records import (
     AppraisalRow,
     Consumer,
@@ -117,6 +117,10 @@ class View(ABC):
     def count_connected_sessions(self, loan: LoanId) -> int:
         return int(self._just_one("count_connected_sessions", loan=loan)["sessions"])
 
+    def count_sessions(self, loan: LoanId) -> Mapping[SessionState, int]:
+        found = self._all("count_sessions", loan=loan)
+        return {SessionState(row["state"]): row["sessions"] for row in found}
+
     def standing(self, session: SessionId) -> Standing | None:
         row = self._one("standing", session=session)
         return None if row is None else rows.standing_of(row)
@@ -201,6 +205,9 @@ class View(ABC):
     def open_request_of_consumer(self, loan: LoanId, consumer: ConsumerId) -> MoreRequest | None:
         row = self._one("open_request_of_consumer", loan=loan, consumer=consumer)
         return None if row is None else rows.request_of(row)
+
+    def count_open_requests(self, loan: LoanId) -> int:
+        return int(self._just_one("count_open_requests", loan=loan)["requests"])
 
     def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]:
         found = self._all("requests_of_loan", loan=loan, limit=limit)

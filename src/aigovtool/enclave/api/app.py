@@ -28,6 +28,7 @@ from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.lifecycle import State
+from aigovtool.enclave.metrics import Tally
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError, NotFoundError
 from aigovtool.ids import ConsumerId
@@ -37,6 +38,7 @@ from aigovtool.wire.oip import ServerMetadata
 
 SERVER_NAME = "aigovtool-enclave"
 _MODELS = "/v2/models/"
+_INFER = "/infer"
 _METHOD_NOT_ALLOWED = 405
 _ACTIVE = "active"  # the loan's state, in the words of the custodian
 _LOAN_STATES = {
@@ -53,9 +55,10 @@ class Api:
     """The ASGI application."""
 
     def __init__(
-        self, *, enclave: Enclave, attester: Attester, limits: Limits, clock: Clock
+        self, *, enclave: Enclave, attester: Attester, limits: Limits, clock: Clock, tally: Tally
     ) -> None:
         self._enclave = enclave
+        self._tally = tally
         self._clock = clock
         self._infer = Infer(enclave, limits, clock)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -69,14 +72,19 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        is_query = request.path.endswith(_INFER)
+        begin_s = self._clock.monotonic_s()
         try:
             reply = await self._reply(request)
         except ClientGoneError:
+            self._tally.gone += is_query
             return
         except AIGovToolError as error:
             reply = problem_reply(error)
         except Exception as error:  # noqa: BLE001 - internals stop at this door
             reply = fault_reply(error)
+        if is_query:
+            self._tally.answered(reply.status, self._clock.monotonic_s() - begin_s)
         if request.has_unread_body:
             await reply.send_and_close(send, request)
         else:

@@ -47,7 +47,7 @@ def listen_on(host: str, port: int) -> socket.socket:
 class EnclaveServer(uvicorn.Server):
     """The server of one application on one socket; `serve` serves until `should_exit`."""
 
-    def __init__(self, app: Any, *, tls: ssl.SSLContext, limits: Limits) -> None:
+    def __init__(self, app: Any, *, tls: ssl.SSLContext | None, limits: Limits) -> None:
         self._tls = tls
         self._accepting: list[asyncio.Task[None]] = []
         self._max_connections = limits.max_connections

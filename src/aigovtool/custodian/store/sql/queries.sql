@@ -157,6 +157,10 @@ ROLLBACK TO SAVEPOINT decision;
 -- Keep it, as a part of the transaction.
 RELEASE SAVEPOINT decision;
 
+-- name: count_sessions
+-- How many sessions of a loan are in which state.
+SELECT state, count(*) AS sessions FROM sessions WHERE loan = :loan GROUP BY state;
+
 -- name: set_session_state
 -- Move a session to another state, or note when its connection opened or closed.
 UPDATE sessions SET state = :state, disconnected_us = :disconnected_us, ended_us = :ended_us,
@@ -376,6 +380,10 @@ FROM requests WHERE loan = :loan AND consumer = :consumer AND state = 'open';
 SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
     created_us, decided_us
 FROM requests WHERE loan = :loan ORDER BY created_us DESC, request LIMIT :limit;
+
+-- name: count_open_requests
+-- How many requests of a loan nobody has decided on.
+SELECT count(*) AS requests FROM requests WHERE loan = :loan AND state = 'open';
 
 -- name: set_request_decision
 -- Decide on an open request, once.

@@ -1,0 +1,1 @@
+"""What operators see of both servers: metrics, logs and traces, and nothing of any query (I5)."""

@@ -1,0 +1,18 @@
+"""docs/operations.md names what there is, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import aigovtool
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/operations.md").read_text()
+SOURCES = [path.read_text() for path in Path(aigovtool.__file__).parent.rglob("*.py")]
+
+
+def test_every_metric_is_in_the_table_and_no_other() -> None:
+    shown = re.findall(r'"(aigovtool_(?:custodian|enclave)_\w+)"', "\n".join(SOURCES))
+    assert len(shown) > 20
+    assert sorted(set(shown)) == sorted(re.findall(r"^\| `(aigovtool_\w+)`", PAGE, re.MULTILINE))
