@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import psycopg
 
 from aigovtool.attestation.appraise import AttestationResult
 from aigovtool.attestation.evidence import Endorsements, Evidence, Tee
@@ -24,7 +27,8 @@ from aigovtool.custodian.ledger import Ledger, Push, loan_of
 from aigovtool.custodian.loans import Loans
 from aigovtool.custodian.records import Loan, LoanTerms, Model
 from aigovtool.custodian.sessions import Sessions
-from aigovtool.custodian.store.base import Reading, Writing
+from aigovtool.custodian.store.base import Reading, Store, Writing
+from aigovtool.custodian.store.postgres import PostgresStore
 from aigovtool.custodian.store.sqlite import SqliteStore
 from aigovtool.errors import UnavailableError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, sha256
@@ -40,6 +44,7 @@ from aigovtool.wire.control import (
     Want,
 )
 from aigovtool.wire.enrolment import Documents, EnrolRequest, Keys
+from tests import postgresql
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MODEL = bytes(range(32))
@@ -47,6 +52,7 @@ NO_CHAIN = bytes(32)
 HPKE_PUBLIC = HpkeKey().public_key  # making one is slow, and none is opened here
 MEASUREMENT = Measurement(mr_td=bytes(48), lines=())
 POLICY = write_policy(Policy(accept=(simulated_policy(bytes(32), MEASUREMENT),), custodian=None))
+REFUSALS = (sqlite3.IntegrityError, psycopg.IntegrityError)
 RESULT = AttestationResult(
     tee=Tee.SIMULATED,
     simulated=True,
@@ -160,7 +166,7 @@ class BreakingStore:
     From outside the two look the same, which is promise 5 of `store.base`.
     """
 
-    def __init__(self, inner: SqliteStore) -> None:
+    def __init__(self, inner: Store) -> None:
         self._inner = inner
         self.next: str | None = None
 
@@ -182,18 +188,29 @@ class BreakingStore:
 
 
 class Bench:
-    """Every service over one file; `reopen` is what a crash and a restart do."""
+    """
+    Every service over one ledger; `reopen` is what a crash and a restart do.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where the ledger's file is.
+        database: URL of a PostgreSQL database that holds a new ledger, instead of the file.
+    """
+
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         self.path = folder / "ledger.db"
+        self.database = database
         self.clock = SetClock()
         self.told = Told()
         self.key = SigningKey.generate()
-        SqliteStore.create(self.path).close()
+        if database is None:
+            SqliteStore.create(self.path).close()
         self._open()
 
     def _open(self) -> None:
-        self.store = BreakingStore(SqliteStore.open(self.path))
+        url = self.database
+        self.store = BreakingStore(
+            SqliteStore.open(self.path) if url is None else PostgresStore.open(url)
+        )
         self.ledger = Ledger(store=self.store, clock=self.clock, publisher=self.told)
         self.loans = Loans(ledger=self.ledger)
         self.grants = Grants(ledger=self.ledger)
@@ -257,6 +274,32 @@ class Bench:
     def settle(self, enclave: FakeEnclave, *settlements: Signed) -> ReportAnswer:
         return self.leasing.report(enclave.session, enclave.report(settlements))
 
+    def run_sql(self, statement: str) -> None:
+        """Run a statement past the program; raises one of `REFUSALS` when the database refuses."""
+        if self.database is None:
+            with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute(statement)
+        else:
+            with psycopg.connect(self.database) as other:
+                other.execute(statement.encode())
+
+    def dump(self) -> dict[str, list[str]]:
+        """Return every row of every table, as whoever holds the database sees them."""
+        if self.database is None:
+            with contextlib.closing(sqlite3.connect(self.path)) as connection:
+                found = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+                return {
+                    name: sorted(map(repr, connection.execute(f"SELECT * FROM {name}")))
+                    for (name,) in found.fetchall()
+                }
+        with psycopg.connect(self.database) as other:
+            found = other.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            return {
+                name: sorted(map(repr, other.execute(f"SELECT * FROM {name}".encode())))
+                for (name,) in found.fetchall()
+            }
+
     def loan(self, loan: LoanId) -> Loan:
         with self.ledger.read() as tx:
             return loan_of(tx, loan)
@@ -288,9 +331,22 @@ def enrol_request(loan: LoanId, key: SigningKey) -> EnrolRequest:
 
 
 @contextlib.contextmanager
-def bench(folder: Path) -> Iterator[Bench]:
-    made = Bench(folder)
+def bench(folder: Path, database: str | None = None) -> Iterator[Bench]:
+    made = Bench(folder, database)
     try:
         yield made
     finally:
         made.close()
+
+
+class OnPostgres:
+    """Lets a state machine play on PostgreSQL, on a new database in each run."""
+
+    def open_bench(self, folder: Path) -> Bench:
+        server = postgresql.server_or_skip()
+        self._database = server.new_database()
+        return Bench(folder, server.url(self._database))
+
+    def teardown(self) -> None:
+        super().teardown()  # type: ignore[misc]
+        postgresql.server().drop(self._database)

@@ -483,7 +483,8 @@ def _as_first_schema(path: Path) -> None:
     before.rename(path)
 
 
-def test_a_ledger_of_before_gains_standings_for_its_sessions(ledger: Bench) -> None:
+def test_a_ledger_of_before_gains_standings_for_its_sessions(sqlite_ledger: Bench) -> None:
+    ledger = sqlite_ledger
     loan = ledger.lend(10)
     enclave = ledger.enclave(loan.loan)
     ledger.close()

@@ -37,7 +37,7 @@ from aigovtool.errors import (
 from aigovtool.ids import ConsumerId, LeaseId, SessionId
 from aigovtool.wire.codec import Signed
 from aigovtool.wire.control import Lease, Report, ReportAnswer
-from tests.custodian.ledgers import Bench, FakeEnclave
+from tests.custodian.ledgers import Bench, FakeEnclave, OnPostgres
 
 MAX_ENCLAVES = 3
 BREAKS = st.sampled_from([None, None, None, "lost", "kept"])
@@ -81,10 +81,13 @@ class Lending(RuleBasedStateMachine):
         self.ids = mock.patch("aigovtool.ids.secrets", Counting())
         self.ids.start()
         self.folder = tempfile.TemporaryDirectory()
-        self.bench = Bench(Path(self.folder.name))
+        self.bench = self.open_bench(Path(self.folder.name))
         self.enclaves: dict[SessionId, Running] = {}
         self.served = 0
         self.served_by: Counter[ConsumerId] = Counter()
+
+    def open_bench(self, folder: Path) -> Bench:
+        return Bench(folder)
 
     def teardown(self) -> None:
         self.ids.stop()
@@ -281,3 +284,11 @@ TestLending.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+class LendingOnPostgres(OnPostgres, Lending):
+    """The same on PostgreSQL; fewer runs, since each makes a database."""
+
+
+TestLendingOnPostgres = LendingOnPostgres.TestCase
+TestLendingOnPostgres.settings = settings(TestLending.settings, max_examples=12)

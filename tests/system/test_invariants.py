@@ -1,5 +1,5 @@
 """
-I1, I2 and I3 as one state machine: the custodian's real services on a real SQLite file, the
+I1, I2 and I3 as one state machine: the custodian's real services on a real database, the
 enclave's real meter and conversation, and a network, processes and a clock that do their worst.
 
 What is checked after every step: never more served than granted, for the loan and for a consumer's
@@ -40,7 +40,7 @@ from aigovtool.errors import AIGovToolError, NotFoundError
 from aigovtool.ids import ConsumerId, LeaseId
 from aigovtool.wire.codec import decode, encode
 from aigovtool.wire.control import Report, ReportAnswer
-from tests.custodian.ledgers import Bench, FakeEnclave
+from tests.custodian.ledgers import Bench, FakeEnclave, OnPostgres
 
 BUDGET = 30
 OWN_BUDGET = 8
@@ -73,7 +73,7 @@ class Lending(RuleBasedStateMachine):
         )
         dice = random.Random(0)
         self.identifiers.start()
-        self.bench = Bench(Path(self.folder.name))
+        self.bench = self.open_bench(Path(self.folder.name))
         self.loop = asyncio.new_event_loop()
         self.loan = self.bench.lend(
             BUDGET, lease_duration_s=LEASE_S, max_enclaves=MAX_ENCLAVES
@@ -85,6 +85,9 @@ class Lending(RuleBasedStateMachine):
         self.charged: Counter[LeaseId] = Counter()
         self.first_sent: dict[tuple[str, int], float] = {}
         self.lost_lives = 0
+
+    def open_bench(self, folder: Path) -> Bench:
+        return Bench(folder)
 
     def teardown(self) -> None:
         for side in self.sides:
@@ -371,3 +374,11 @@ class Lending(RuleBasedStateMachine):
 
 Lending.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLending = Lending.TestCase
+
+
+class LendingOnPostgres(OnPostgres, Lending):
+    """The same on PostgreSQL; fewer runs, since each makes a database."""
+
+
+LendingOnPostgres.TestCase.settings = settings(Lending.TestCase.settings, max_examples=12)
+TestLendingOnPostgres = LendingOnPostgres.TestCase

@@ -1,7 +1,5 @@
 -- The ledger. Invariants are constraints: a program that is wrong is refused here.
 -- Times (_us) are whole microseconds since 1970 UTC, durations (_us) whole microseconds.
--- PostgreSQL will need BIGINT, BYTEA and an identity column where SQLite says INTEGER, BLOB and
--- AUTOINCREMENT; nothing else here is of one database.
 
 -- Who this custodian is; one row, made by `custodian init` and never again.
 CREATE TABLE custodian (

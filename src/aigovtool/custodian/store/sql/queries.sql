@@ -408,7 +408,7 @@ VALUES (:time_us, :kind, :actor, :loan, :session, :consumer, :lease, :detail);
 -- name: events_after
 -- Events from a number on, the oldest first.
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
-FROM events WHERE number > :after AND (:loan IS NULL OR loan = :loan)
+FROM events WHERE number > :after AND (CAST(:loan AS TEXT) IS NULL OR loan = :loan)
 ORDER BY number LIMIT :limit;
 
 -- name: last_appraisal_of_session
@@ -421,5 +421,5 @@ ORDER BY number DESC LIMIT 1;
 -- name: last_events
 -- The newest events, the newest first.
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
-FROM events WHERE (:loan IS NULL OR loan = :loan)
+FROM events WHERE (CAST(:loan AS TEXT) IS NULL OR loan = :loan)
 ORDER BY number DESC LIMIT :limit;
