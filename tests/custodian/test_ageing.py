@@ -494,6 +494,8 @@ def test_a_ledger_of_before_gains_standings_for_its_sessions(sqlite_ledger: Benc
     with ledger.ledger.read() as tx:
         standing = standing_of(tx, enclave.session)
         assert standing.appraised == session_of(tx, enclave.session).opened
+        # and a log, in which everything that was before is to be written
+        assert tx.count_to_log() == len(tx.events_after(0, None, 1000))
     assert (standing.step, standing.grace, standing.nonce) == (Step.FULL, None, None)
 
 

@@ -18,6 +18,7 @@ from aigovtool.custodian.api.enclaves import MAX_CHALLENGE_BYTES, enclave_app
 from aigovtool.custodian.data import Address, ServerConfig
 from aigovtool.errors import ConfigurationError
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
+from aigovtool.wire.log import LOG_PATH
 from tests.custodian.house import House, house
 
 NAMES = frozenset({"localhost", "127.0.0.1"})
@@ -66,7 +67,11 @@ def test_every_admin_route_is_closed_without_the_token(
 ) -> None:
     app = admin_app(made.app, names=NAMES, enclave_address="127.0.0.1:7000")
     client = client_of(app)
-    routes = [route for route in app.routes if isinstance(route, Route)]
+    routes = [
+        route
+        for route in app.routes
+        if isinstance(route, Route) and not route.path.startswith(LOG_PATH)
+    ]
     assert len(routes) > 20
     before = made.events()
     for route in routes:
@@ -102,7 +107,8 @@ def test_every_enclave_route_is_closed_without_a_tickets_token(
         else:
             for method in route.methods or ():
                 assert client.request(method, filled(route.path)).status_code == 401
-    assert paths == {CHALLENGE_PATH, ENROL_PATH, BODY_PATH, CONTROL_PATH}
+    log = LOG_PATH + "/{path:path}"
+    assert paths == {CHALLENGE_PATH, ENROL_PATH, BODY_PATH, CONTROL_PATH, log}
 
 
 def test_the_token_opens_as_bearer_and_as_curl_sends_it(made: House, admin: TestClient) -> None:
@@ -219,7 +225,7 @@ def test_openapi_describes_every_route(made: House, admin: TestClient) -> None:
     document = admin.get("/openapi.json").json()
     app = admin_app(made.app, names=NAMES, enclave_address="127.0.0.1:7000")
     served = {route.path for route in app.routes if isinstance(route, Route)}
-    assert served == {*document["paths"], "/openapi.json", "/metrics"}
+    assert served == {*document["paths"], "/openapi.json", "/metrics", LOG_PATH + "/{path:path}"}
     text = admin.get("/openapi.json").text
     for name in re.findall(r'"#/components/schemas/(\w+)"', text):
         assert name in document["components"]["schemas"]
@@ -303,3 +309,37 @@ def test_enclave_messages_are_strict_and_bounded(made: House, enclave: TestClien
     assert answer.status_code == 200
     assert len(base64.b64decode(answer.json()["nonce"])) == 32
     assert enclave.post(ENROL_PATH, json=good).status_code == 400
+
+
+def test_the_log_is_open_to_everybody_and_is_the_only_thing(made: House) -> None:
+    made.app.logbook.run()
+    client = client_of(admin_app(made.app, names=NAMES, enclave_address="127.0.0.1:7000"))
+    size = made.app.logbook.status().size
+    for path, kind, caching in (
+        ("checkpoint", "text/plain; charset=utf-8", "no-cache"),
+        ("log-key.json", "application/json", "public, max-age=31536000, immutable"),
+        (f"tile/0/000.p/{size}", "application/octet-stream", "public, max-age=31536000, immutable"),
+        (f"tile/entries/000.p/{size}", "application/octet-stream", None),
+    ):
+        answer = client.get(f"{LOG_PATH}/{path}")
+        assert answer.content == (made.app.folder.log / path).read_bytes()
+        assert answer.headers["content-type"] == kind
+        assert caching in (None, answer.headers["cache-control"])
+    for path in (
+        "",
+        "../master.key",
+        "%2e%2e/master.key",
+        "tile/0/../../../master.key",
+        ".partial",
+    ):
+        assert client.get(f"{LOG_PATH}/{path}").status_code == 404
+    assert client.post(f"{LOG_PATH}/checkpoint").status_code == 405
+    # a page in a browser does not get it by rebinding its name
+    assert client.get(f"{LOG_PATH}/checkpoint", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_enclaves_read_the_log_with_their_ticket_only(made: House, enclave: TestClient) -> None:
+    made.app.logbook.run()
+    assert enclave.get(f"{LOG_PATH}/checkpoint").status_code == 200
+    stranger = client_of(enclave_app(made.app), Authorization="Bearer wrong")
+    assert stranger.get(f"{LOG_PATH}/checkpoint").status_code == 401

@@ -26,3 +26,6 @@ class Label(bytes, Enum):
     RECEIPT = b"aigovtool/v1/receipt"
     STOP_PROOF = b"aigovtool/v1/stop-proof"
     RA_TLS = b"aigovtool/v1/ra-tls"
+    LOG_KEY = b"aigovtool/v1/log-key"
+    LOG_KEY_AT_REST = b"aigovtool/v1/log-key-at-rest"
+    LOG_OPENING = b"aigovtool/v1/log-opening"

@@ -32,9 +32,11 @@ from aigovtool.custodian.hub import Hub
 from aigovtool.custodian.leasing import Leasing
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.loans import Loans
+from aigovtool.custodian.log_files import FolderDisk, LogFiles
+from aigovtool.custodian.logbook import Logbook, new_log_head, new_log_key
 from aigovtool.custodian.metrics import Metrics
 from aigovtool.custodian.reattestation import Reattestation
-from aigovtool.custodian.records import Custodian
+from aigovtool.custodian.records import Custodian, LogHead
 from aigovtool.custodian.release import Releasing
 from aigovtool.custodian.sessions import Sessions
 from aigovtool.custodian.store.base import Store
@@ -72,6 +74,7 @@ class App:
     enrolment: Enrolment
     reattestation: Reattestation
     uploads: Uploads
+    logbook: Logbook
     reports: ThreadPoolExecutor
     pool: ThreadPoolExecutor
 
@@ -211,8 +214,10 @@ def open_custodian(
             metrics_token = files.read_text(
                 folder.metrics_token, mend="write a long random token into it, or remove it"
             ).strip()
+        log_head = _begin_log(store, keeper, key)
         yield _build(
             folder,
+            log_head=log_head,
             clock=clock,
             keeper=keeper,
             store=store,
@@ -238,9 +243,25 @@ def open_store(folder: DataFolder, database: str | None) -> Store:
     return SqliteStore.open(Path(database.removeprefix(SQLITE_SCHEME)))
 
 
+def _begin_log(store: Store, keeper: Vault, key: SigningKey) -> LogHead:
+    """Return the ledger's log, begun now if the ledger is from before there were logs."""
+    with store.read() as tx:
+        head = tx.log_head()
+    if head is None:
+        log_key = new_log_key(key.public_key)
+        wrapped = keeper.keep_log_key(log_key)
+        with store.write() as tx:
+            head = tx.log_head()  # another replica's, perhaps
+            if head is None:
+                head = new_log_head(log_key, wrapped_key=wrapped, custodian=key)
+                tx.insert_log_head(head)
+    return head
+
+
 def _build(
     folder: DataFolder,
     *,
+    log_head: LogHead,
     clock: Clock,
     keeper: Vault,
     store: Store,
@@ -262,6 +283,7 @@ def _build(
         custodian_key=key.public_key,
         courier=courier,
     )
+    log_key = keeper.log_key(log_head)
     return App(
         folder=folder,
         clock=clock,
@@ -285,6 +307,12 @@ def _build(
         ),
         reattestation=Reattestation(ledger=ledger, appraiser=appraiser),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
+        logbook=Logbook(
+            store=store,
+            files=LogFiles(disk=FolderDisk(folder.log), verifier=log_key.verifier),
+            key=log_key,
+            clock=clock,
+        ),
         reports=reports,
         pool=pool,
     )

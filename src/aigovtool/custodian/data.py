@@ -8,6 +8,7 @@ The custodian's data folder, and what configures a server.
     admin.url       where the running server's admin API listens
     policy.toml     what evidence new loans accept, unless they are made with another file
     models/         sealed models: ciphertext
+    log/            the published transparency log: static files, for everybody
     loan.toml, consumer.key, manifest.toml
                     what `serve --upload` made for borrower and consumer
     server.lock     held by the running server
@@ -58,6 +59,10 @@ class DataFolder:
     @property
     def models(self) -> Path:
         return self.path / "models"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
 
     @property
     def ticket(self) -> Path:

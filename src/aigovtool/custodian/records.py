@@ -331,3 +331,45 @@ class Exposure:
 
     credits: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogHead:
+    """
+    The ledger's transparency log: its key, and the tree as it was last signed.
+
+    Args:
+        origin: the log's name in its checkpoints.
+        public_key: Ed25519, of checkpoints only.
+        wrapped_key: its seed, wrapped by the vault.
+        certificate: an encoded `Signed` `LogKey`, by the custodian's key.
+        size: entries in the tree.
+        edge: the hashes of `tlog.tree.Edge` at that size.
+        checkpoint: the signed note.
+    """
+
+    origin: str
+    public_key: bytes
+    wrapped_key: bytes
+    certificate: bytes
+    size: int
+    edge: tuple[bytes, ...]
+    checkpoint: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRow:
+    """
+    An entry of the log, as it is published.
+
+    Args:
+        leaf: its number in the tree, from 0.
+        event: which event it commits to; None for one that came back from the published log after
+            the ledger was restored from an older copy, and of which only the public part is known.
+        salt: 32 random bytes of the commitment, None as `event`.
+    """
+
+    leaf: int
+    event: int | None
+    salt: bytes | None
+    entry: bytes

@@ -32,6 +32,7 @@ from aigovtool.errors import AIGovToolError, ConfigurationError
 from aigovtool.wire.control import MAX_CONTROL_BYTES, ShuttingDown
 
 SWEEP_EVERY_S = 1.0
+LOG_EVERY_S = 0.5  # an event is published within that and the time of writing it
 SETTLE_WITHIN_S = 3.0  # at the end; what comes later is settled after the next start
 PING_EVERY_S = 2.0
 PING_TIMEOUT_S = 4.0  # with PING_EVERY_S less than hub.TAKEOVER_WAIT_S
@@ -105,6 +106,7 @@ class Server:
         self._config = config
         self._doors = doors
         self._end = asyncio.Event()
+        self._log_trouble = ""
 
     async def run(self, *, on_ready: Callable[[], None] = lambda: None) -> None:
         """
@@ -158,6 +160,7 @@ class Server:
                 await self._settle_up()
                 for other in others:
                     other.cancel()
+                await self._log()
                 app.hub.close_all()
                 for_enclaves.should_exit = for_admin.should_exit = True
                 await asyncio.gather(*serving)
@@ -180,6 +183,30 @@ class Server:
             except Exception:  # noqa: BLE001 - nor must our own fault: stop and block must work on
                 _log.exception("the sweep failed by a fault of this program")
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _log_on(self) -> None:
+        while True:
+            await self._log()
+            await asyncio.sleep(LOG_EVERY_S)
+
+    async def _log(self) -> None:
+        """Bring the transparency log up to date; what it cannot do now is done the next time."""
+        try:
+            await off_loop(self._app.pool, self._app.logbook.run)
+        except AIGovToolError as error:
+            self._log_said(str(error))
+        except Exception:  # noqa: BLE001 - as in `_sweep`: leases do not wait for the log
+            _log.exception("the transparency log failed by a fault of this program")
+        else:
+            self._log_said("")
+
+    def _log_said(self, trouble: str) -> None:
+        """Say once what is wrong, and once that it no longer is."""
+        if trouble and trouble != self._log_trouble:
+            _log.error("the transparency log is not published: %s", trouble)
+        elif self._log_trouble and not trouble:
+            _log.info("the transparency log is published again")
+        self._log_trouble = trouble
 
     async def _settle_up(self) -> None:
         """Tell the enclaves to give everything back, and wait a short while for it."""

@@ -27,8 +27,9 @@ from aigovtool.crypto.hpke import seal
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian.admission import ReleasePermit
-from aigovtool.custodian.records import Custodian, Model
+from aigovtool.custodian.records import Custodian, LogHead, Model
 from aigovtool.errors import ConfigurationError, PromiseBrokenError
+from aigovtool.tlog.note import NoteKey
 from aigovtool.wire.codec import encode
 from aigovtool.wire.enrolment import Secrets
 
@@ -119,6 +120,18 @@ class Vault:
         key = SigningKey.from_seed(seed)
         if key.public_key != custodian.public_key:
             raise PromiseBrokenError("the custodian's key at rest is not its public key's")
+        return key
+
+    def keep_log_key(self, key: NoteKey) -> bytes:
+        """Wrap the key of the ledger's log for the database."""
+        return self._keep(key.seed(), Label.LOG_KEY_AT_REST, key.verifier.public_key)
+
+    def log_key(self, head: LogHead) -> NoteKey:
+        """Unwrap the log's key; raises ConfigurationError under another master."""
+        seed = self._open(head.wrapped_key, Label.LOG_KEY_AT_REST, head.public_key)
+        key = NoteKey.from_seed(head.origin, seed)
+        if key.verifier.public_key != head.public_key:
+            raise PromiseBrokenError("the log's key at rest is not its public key's")
         return key
 
     def keep_content_key(self, content_key: bytes, model_digest: bytes) -> bytes:

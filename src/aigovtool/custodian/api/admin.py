@@ -24,6 +24,7 @@ from aigovtool.custodian import files
 from aigovtool.custodian.api import views
 from aigovtool.custodian.api.guard import Guard
 from aigovtool.custodian.api.http import json_response, make_app, off_loop, positive, read_body
+from aigovtool.custodian.api.log import send_log
 from aigovtool.custodian.api.openapi import Operation, describe
 from aigovtool.custodian.app import App
 from aigovtool.custodian.documents import manifest_text, ticket_text
@@ -34,6 +35,7 @@ from aigovtool.errors import ConfigurationError, MalformedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.telemetry.metrics import render
 from aigovtool.wire.codec import decode
+from aigovtool.wire.log import LOG_PATH
 
 MAX_BODY_BYTES = 2 << 20  # a policy file
 MAX_ROWS = 10_000
@@ -170,6 +172,28 @@ class AdminDoor:
             return [views.event_view(event) for event in found]
 
         return await self._read(find)
+
+    async def log_status(self, request: Request) -> Response:
+        def look() -> views.LogStatusView:
+            status = self._app.logbook.status()
+            return views.LogStatusView(
+                key=status.key,
+                size=status.size,
+                root=status.root.hex(),
+                pending=status.pending,
+                published=status.published,
+            )
+
+        return await self._do(look)
+
+    async def log_proof(self, request: Request) -> Response:
+        event = _number(request.path_params["event"])
+
+        def prove() -> views.LogProofView:
+            proof = self._app.logbook.proof(event)
+            return views.LogProofView(event=event, index=proof.index, proof=proof.encode().decode())
+
+        return await self._do(prove)
 
     async def watch(self, request: Request) -> Response:
         return StreamingResponse(
@@ -527,6 +551,13 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             list[views.ConsumptionView],
             one_loan,
         ),
+        _get(f"{v1}/log", "How far the log is", door.log_status, views.LogStatusView),
+        _get(
+            f"{v1}/log/proofs/{{event}}",
+            "That an event is in the log, with what its entry hides",
+            door.log_proof,
+            views.LogProofView,
+        ),
         _get(f"{v1}/watch", "Snapshots as they change, as server-sent events", door.watch, None),
     ]
 
@@ -582,10 +613,16 @@ def admin_app(app: App, *, names: frozenset[str] | None, enclave_address: str) -
     routes = [
         Route(one.path, _guarded(guard, one.endpoint), methods=[one.method]) for one in operations
     ]
+
+    async def log(request: Request) -> Response:
+        guard.check_name(request)  # and no token: who must ask for a log cannot check it
+        return await send_log(request, app.folder.log, pool=app.pool)
+
     return make_app(
         [
             Route("/openapi.json", _guarded(guard, openapi), methods=["GET"]),
             Route("/metrics", _guarded(scraped, metrics), methods=["GET"]),
+            Route(LOG_PATH + "/{path:path}", log, methods=["GET"]),
             *routes,
         ]
     )

@@ -22,12 +22,14 @@ from aigovtool.custodian.api.http import (
     problem_response,
     read_body,
 )
+from aigovtool.custodian.api.log import send_log
 from aigovtool.custodian.app import App
 from aigovtool.custodian.records import Loan, Model
 from aigovtool.errors import AIGovToolError, NotFoundError, PromiseBrokenError
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES, decode
 from aigovtool.wire.enrolment import ChallengeRequest, EnrolRequest
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
+from aigovtool.wire.log import LOG_PATH
 
 MAX_CHALLENGE_BYTES = 4096
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -77,6 +79,10 @@ class EnclaveDoor:
             raise PromiseBrokenError("a loan of a model that is not in the ledger")
         return model
 
+    async def log(self, request: Request) -> Response:
+        await self._loan(request)
+        return await send_log(request, self._app.folder.log, pool=self._app.pool)
+
     async def control(self, socket: WebSocket) -> None:
         try:
             loan = await self._loan(socket)
@@ -94,6 +100,7 @@ def enclave_app(app: App) -> Starlette:
             Route(CHALLENGE_PATH, door.challenge, methods=["POST"]),
             Route(ENROL_PATH, door.enrol, methods=["POST"]),
             Route(BODY_PATH, door.body, methods=["GET"]),
+            Route(LOG_PATH + "/{path:path}", door.log, methods=["GET"]),
             WebSocketRoute(CONTROL_PATH, door.control),
         ]
     )

@@ -38,6 +38,15 @@ class Guard:
             RefusedError: called by another name, or from another site.
             UnauthenticatedError: no token, or another one.
         """
+        self.check_name(request)
+        offered = tokens_of(request)
+        if not any(same_token(token, known) for token in offered for known in self._tokens):
+            raise UnauthenticatedError(
+                "not the admin token", mend="it is in admin.token in the custodian's data folder"
+            )
+
+    def check_name(self, request: Request) -> None:
+        """Do steps 1 and 3, for what everybody may read; raises RefusedError."""
         host = request.headers.get("host", "")
         if not self._is_ours(host):
             raise RefusedError(
@@ -49,11 +58,6 @@ class Guard:
         origin = request.headers.get("origin")
         if origin is not None and _netloc(origin) != host:
             raise RefusedError("a request from another site", code="admin.origin")
-        offered = tokens_of(request)
-        if not any(same_token(token, known) for token in offered for known in self._tokens):
-            raise UnauthenticatedError(
-                "not the admin token", mend="it is in admin.token in the custodian's data folder"
-            )
 
     def _is_ours(self, host: str) -> bool:
         if self._names is None:

@@ -79,6 +79,27 @@ class TermsView(Struct, frozen=True, kw_only=True):
     expires: datetime | None
 
 
+class LogStatusView(Struct, frozen=True, kw_only=True):
+    """
+    How far the transparency log is: `size` entries signed, `published` of them in its files (null
+    before the first), `pending` events to come. `key` verifies its checkpoints.
+    """
+
+    key: str
+    size: int
+    root: str
+    pending: int
+    published: int | None
+
+
+class LogProofView(Struct, frozen=True, kw_only=True):
+    """The text of a tlog-proof that an event is in the log, with what opens its entry."""
+
+    event: int
+    index: int
+    proof: str
+
+
 class LoanView(Struct, frozen=True, kw_only=True):
     """A loan as it is now; `enclaves` are connected, `tcb_steps` says how far they have aged."""
 

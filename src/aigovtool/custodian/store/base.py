@@ -37,6 +37,8 @@ from aigovtool.custodian.records import (
     GrantRow,
     LeaseRow,
     Loan,
+    LogHead,
+    LogRow,
     Model,
     MoreRequest,
     RequestId,
@@ -151,6 +153,16 @@ class Reading(Protocol):
         """Return the newest events, the newest first."""
         ...
 
+    def log_head(self) -> LogHead | None: ...
+
+    def events_to_log(self, limit: int) -> Sequence[Event]:
+        """Return events that are not in the log yet, the oldest first."""
+        ...
+
+    def count_to_log(self) -> int: ...
+    def log_entries(self, first: int, limit: int) -> Sequence[LogRow]: ...
+    def log_entry_of_event(self, event: int) -> LogRow | None: ...
+
 
 class Writing(Reading, Protocol):
     """A view that may also be changed."""
@@ -222,6 +234,16 @@ class Writing(Reading, Protocol):
         lease: LeaseId | None,
         detail: bytes,
     ) -> None: ...
+
+    def insert_log_head(self, row: LogHead) -> None: ...
+
+    def swap_log_head(self, old: LogHead, new: LogHead) -> None:
+        """Put *new* in the place of *old*; raises ConflictError when that is no longer there."""
+        ...
+
+    def insert_log_entry(self, row: LogRow) -> None:
+        """Append an entry; its event is no longer one to log."""
+        ...
 
 
 class Store(Protocol):

@@ -28,6 +28,8 @@ from aigovtool.custodian.records import (
     LeaseState,
     Loan,
     LoanTerms,
+    LogHead,
+    LogRow,
     Model,
     MoreRequest,
     RequestState,
@@ -36,6 +38,7 @@ from aigovtool.custodian.records import (
     StopProofRow,
 )
 from aigovtool.ids import ConsumerId
+from aigovtool.tlog.tree import HASH_BYTES
 from aigovtool.wire.enrolment import Keys
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -437,3 +440,32 @@ def event_of(row: Row) -> Event:
         lease=row["lease"],
         detail=row["detail"],
     )
+
+
+def log_head_values(row: LogHead) -> Values:
+    return {
+        "origin": row.origin,
+        "public_key": row.public_key,
+        "wrapped_key": row.wrapped_key,
+        "certificate": row.certificate,
+        "size": row.size,
+        "edge": b"".join(row.edge),
+        "checkpoint": row.checkpoint,
+    }
+
+
+def log_head_of(row: Row) -> LogHead:
+    edge = row["edge"]
+    return LogHead(
+        origin=row["origin"],
+        public_key=row["public_key"],
+        wrapped_key=row["wrapped_key"],
+        certificate=row["certificate"],
+        size=row["size"],
+        edge=tuple(edge[at : at + HASH_BYTES] for at in range(0, len(edge), HASH_BYTES)),
+        checkpoint=row["checkpoint"],
+    )
+
+
+def log_row_of(row: Row) -> LogRow:
+    return LogRow(leaf=row["leaf"], event=row["event"], salt=row["salt"], entry=row["entry"])

@@ -23,6 +23,8 @@ from aigovtool.custodian.records import (
     GrantRow,
     LeaseRow,
     Loan,
+    LogHead,
+    LogRow,
     Model,
     MoreRequest,
     RequestId,
@@ -228,6 +230,23 @@ class View(ABC):
     def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
         return [rows.event_of(row) for row in self._all("last_events", loan=loan, limit=limit)]
 
+    def log_head(self) -> LogHead | None:
+        row = self._one("log_head")
+        return None if row is None else rows.log_head_of(row)
+
+    def events_to_log(self, limit: int) -> Sequence[Event]:
+        return [rows.event_of(row) for row in self._all("events_to_log", limit=limit)]
+
+    def count_to_log(self) -> int:
+        return int(self._just_one("count_to_log")["events"])
+
+    def log_entries(self, first: int, limit: int) -> Sequence[LogRow]:
+        return [rows.log_row_of(row) for row in self._all("log_entries", first=first, limit=limit)]
+
+    def log_entry_of_event(self, event: int) -> LogRow | None:
+        row = self._one("log_entry_of_event", event=event)
+        return None if row is None else rows.log_row_of(row)
+
     # --- writing ---
 
     @contextlib.contextmanager
@@ -384,3 +403,23 @@ class View(ABC):
             lease=lease,
             detail=detail,
         )
+
+    def insert_log_head(self, row: LogHead) -> None:
+        self._run("insert_log_head", **rows.log_head_values(row))
+
+    def swap_log_head(self, old: LogHead, new: LogHead) -> None:
+        self._change(
+            "swap_log_head",
+            old_size=old.size,
+            old_checkpoint=old.checkpoint,
+            size=new.size,
+            edge=b"".join(new.edge),
+            checkpoint=new.checkpoint,
+        )
+
+    def insert_log_entry(self, row: LogRow) -> None:
+        self._run(
+            "insert_log_entry", leaf=row.leaf, event=row.event, salt=row.salt, entry=row.entry
+        )
+        if row.event is not None:
+            self._change("delete_log_pending", event=row.event)

@@ -423,3 +423,45 @@ ORDER BY number DESC LIMIT 1;
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
 FROM events WHERE (CAST(:loan AS TEXT) IS NULL OR loan = :loan)
 ORDER BY number DESC LIMIT :limit;
+
+-- name: log_head
+-- The log's key and its newest tree.
+SELECT origin, public_key, wrapped_key, certificate, size, edge, checkpoint FROM log_head;
+
+-- name: insert_log_head
+-- Begin the log.
+INSERT INTO log_head (only_one, origin, public_key, wrapped_key, certificate, size, edge,
+    checkpoint)
+VALUES (1, :origin, :public_key, :wrapped_key, :certificate, :size, :edge, :checkpoint);
+
+-- name: swap_log_head
+-- Put a larger tree in the place of the one that it grew from, and of no other.
+UPDATE log_head SET size = :size, edge = :edge, checkpoint = :checkpoint
+WHERE size = :old_size AND checkpoint = :old_checkpoint;
+
+-- name: events_to_log
+-- Events that are not in the log yet, the oldest first.
+SELECT events.number AS number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM log_pending JOIN events ON events.number = log_pending.event
+ORDER BY events.number LIMIT :limit;
+
+-- name: count_to_log
+-- How many events are not in the log yet.
+SELECT count(*) AS events FROM log_pending;
+
+-- name: insert_log_entry
+-- Put an entry into the tree.
+INSERT INTO log_entries (leaf, event, salt, entry) VALUES (:leaf, :event, :salt, :entry);
+
+-- name: delete_log_pending
+-- An event is in the log now.
+DELETE FROM log_pending WHERE event = :event;
+
+-- name: log_entries
+-- Entries from a number on.
+SELECT leaf, event, salt, entry FROM log_entries
+WHERE leaf >= :first ORDER BY leaf LIMIT :limit;
+
+-- name: log_entry_of_event
+-- The entry that commits to an event.
+SELECT leaf, event, salt, entry FROM log_entries WHERE event = :event;
