@@ -72,6 +72,18 @@ def adding() -> tuple[dict[str, bytes], ModelSignature]:
     return {"model.onnx": model}, _signature(both, {"y": ("FP32", (-1, 2))})
 
 
+def failing() -> tuple[dict[str, bytes], ModelSignature]:
+    """y = the squares of 0 to 2 at x, on INT64 [N]; any other x fails in the computation."""
+    value = helper.make_tensor_value_info
+    model = _model(
+        [helper.make_node("Gather", ["squares", "x"], ["y"])],
+        [value("x", TensorProto.INT64, [None])],
+        [value("y", TensorProto.INT64, [None])],
+        [helper.make_tensor("squares", TensorProto.INT64, [3], [0, 1, 4])],
+    )
+    return {"model.onnx": model}, _signature({"x": ("INT64", (-1,))}, {"y": ("INT64", (-1,))})
+
+
 def every_type() -> tuple[dict[str, bytes], ModelSignature]:
     """Gives every input back, one of each type."""
     value = helper.make_tensor_value_info

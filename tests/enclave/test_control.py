@@ -63,10 +63,12 @@ async def test_a_stop_cancels_what_is_in_flight_wipes_and_proves(
             assert (status, answer["kind"]) == (503, "loan.not_active")
             assert "audit" in answer["error"]
             assert headers["Aigovtool-Receipt"]  # it was charged, and says so
+            assert headers["Aigovtool-Refund"]  # and that was taken back
         await custodian.until(lambda: len(custodian.proofs) == 1)
         (proof,) = custodian.proofs
-        assert (proof.cancelled, proof.receipts) == (3, 3)
-        assert custodian.spent == 3
+        assert (proof.cancelled, proof.receipts) == (3, 6)
+        assert custodian.spent == 0
+        assert sum(one.refunded.get("stopped", 0) for one in custodian.settlements) == 3
         assert custodian.leased == 0
         status, answer, headers = await enclave.infer(body=SLOW)
         assert (status, answer["kind"]) == (503, "loan.not_active")

@@ -39,7 +39,7 @@ from aigovtool.errors import (
     UnavailableError,
 )
 from aigovtool.wire.codec import encode
-from aigovtool.wire.headers import RECEIPT
+from aigovtool.wire.headers import RECEIPT, REFUND
 from aigovtool.wire.problem import CONTENT_TYPE, Problem, headers_of, problem_of
 
 SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a wait for credits
@@ -54,6 +54,7 @@ _HOP_BY_HOP = frozenset(
 )  # fmt: skip
 _NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _RECEIPT = RECEIPT.lower().encode()
+_REFUND = REFUND.lower().encode()
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -152,9 +153,10 @@ class Proxy:
                     )
 
                 async with self._channel.exchange(make) as (enclave, response):
-                    if (receipt := response.header(_RECEIPT)) is not None:
-                        verified = await receipt_of(receipt, enclave, self._channel)
-                        keep_or_warn(self._store, verified)
+                    for header in (_RECEIPT, _REFUND):
+                        if (receipt := response.header(header)) is not None:
+                            verified = await receipt_of(receipt, enclave, self._channel)
+                            keep_or_warn(self._store, verified)
                     await exchange.pass_on(response, limit)
         except TimeoutError:
             late = UnavailableError("the enclave fell silent", code="channel.timeout")

@@ -60,13 +60,7 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
             expected=_show(*expected),
             came=_show(*came),
         )
-    if receipt.cost < 0 or receipt.balance_before - receipt.cost != receipt.balance_after:
-        raise VerificationError(
-            "the receipt's balances do not add up",
-            code="receipt.sum",
-            expected=f"{receipt.balance_before} - {receipt.cost}",
-            came=str(receipt.balance_after),
-        )
+    receipt.check_sum()
     return VerifiedReceipt(receipt=receipt, signed=signed, enclave=enclave)
 
 

@@ -45,7 +45,14 @@ from aigovtool.errors import (
 from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.wire.budget import BudgetView
 from aigovtool.wire.codec import decode
-from aigovtool.wire.headers import BUDGET_PATH, MAX_REASON_CHARACTERS, REASON, RECEIPT, REMAINING
+from aigovtool.wire.headers import (
+    BUDGET_PATH,
+    MAX_REASON_CHARACTERS,
+    REASON,
+    RECEIPT,
+    REFUND,
+    REMAINING,
+)
 from aigovtool.wire.oip import (
     DEFAULT_LIMITS,
     HEADER_LENGTH,
@@ -66,6 +73,7 @@ MAX_API_KEY_CHARACTERS = 512
 
 _REMAINING = REMAINING.lower().encode()
 _RECEIPT = RECEIPT.lower().encode()
+_REFUND = REFUND.lower().encode()
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 
 OnWait = Callable[[BudgetExhaustedError, float], None]
@@ -280,12 +288,16 @@ class AsyncClient:
             ):
                 if response.status == 200:
                     return enclave, response, await response.read(max_bytes=max_bytes)
-                raise await _error_in(response)
+                error = await _error_in(response)
         except TimeoutError:
             raise UnavailableError(
                 f"no answer from {self._channel.address} within {timeout_s:g} s",
                 code="channel.timeout",
             ) from None
+        for name in (_RECEIPT, _REFUND):  # it was charged all the same, and perhaps taken back
+            if (header := response.header(name)) is not None:
+                keep_or_warn(self._store, await receipt_of(header, enclave, self._channel))
+        raise error
 
 
 async def connect_async(

@@ -77,6 +77,8 @@ def _open(signed: Signed, session: Session) -> Settlement:
             expected=f"{settlement.used} in positive parts",
             came=str(sum(uses)),
         )
+    if min(settlement.refunded.values(), default=1) < 1:
+        raise MalformedError("a settlement that refunds less than nothing", code="settlement.sum")
     if settlement.receipts < 0 or len(settlement.receipt_chain) != DIGEST_BYTES:
         raise MalformedError("a settlement without a digest of its receipts")
     if settlement.number < 1 or len(settlement.previous) != DIGEST_BYTES:
@@ -186,6 +188,7 @@ class Books:
             credits=row.credits,
             used=settlement.used,
             by_consumer=settlement.by_consumer,
+            refunded=settlement.refunded,
             receipts=settlement.receipts,
         )
         return row.lease

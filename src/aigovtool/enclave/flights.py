@@ -3,14 +3,17 @@ Queries in flight: charged, and being computed or waiting for a thread.
 
 Rule 1: whoever is in flight can be cancelled at any moment; its client is answered at once, and
         its computation is told to end.
-Rule 2: a model is let go only when no thread computes with it any more.
+Rule 2: who ends it says why, and learns whether its computation had begun.
+Rule 3: a model is let go only when no thread computes with it any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from enum import Enum
 
 from aigovtool.enclave.runtime.base import Run
 from aigovtool.errors import AIGovToolError, UnavailableError
@@ -23,14 +26,67 @@ FULL_RETRY_AFTER_S = 1.0
 Outputs = dict[str, Array]
 
 
-class _Flight:
-    __slots__ = ("answer", "consumer", "error", "run")
+class Cut(Enum):
+    """Why a flight was ended from outside."""
 
-    def __init__(self, consumer: ConsumerId, run: Run, answer: asyncio.Future[Outputs]) -> None:
+    OUT_OF_TIME = "out of time"
+    STOPPED = "stopped"
+    CLIENT_GONE = "client gone"
+
+
+class FlightCutError(Exception):
+    """
+    A flight was ended from outside.
+
+    Args:
+        error: what to tell its client.
+        begun: whether a thread had begun to compute.
+    """
+
+    def __init__(self, cut: Cut, error: AIGovToolError, *, begun: bool) -> None:
+        super().__init__(cut.value)
+        self.cut = cut
+        self.error = error
+        self.begun = begun
+
+
+class Flight:
+    """One query in flight, made by `Flights.launch`."""
+
+    __slots__ = ("_answer", "_job", "consumer", "cut", "run")
+
+    def __init__(self, consumer: ConsumerId, run: Run, job: Future[Outputs]) -> None:
         self.consumer = consumer
         self.run = run
-        self.answer = answer
-        self.error: AIGovToolError | None = None
+        self.cut: FlightCutError | None = None
+        self._job = job
+        self._answer = asyncio.wrap_future(job)
+
+    def end(self, cut: Cut, error: AIGovToolError, *, only_if_waiting: bool = False) -> None:
+        """
+        End it, unless it has ended.
+
+        Args:
+            only_if_waiting: let it go on when its computation has begun.
+        """
+        if self.cut is not None or self._answer.done():
+            return
+        begun = not self._job.cancel()
+        if begun and only_if_waiting:
+            return
+        self.cut = FlightCutError(cut, error, begun=begun)
+        self.run.terminate()
+        self._answer.cancel()
+
+    async def landed(self) -> Outputs:
+        """Return its outputs; raises FlightCutError, or what the runtime raised."""
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            if self.cut is not None:
+                raise self.cut from None
+            self.run.terminate()
+            raise
 
 
 class Flights:
@@ -48,7 +104,7 @@ class Flights:
         self._limit = limit
         self._time_s = time_s
         self.times = Times()
-        self._flights: dict[_Flight, None] = {}
+        self._flights: dict[Flight, None] = {}
         self._jobs: set[Future[Outputs]] = set()
 
     def __len__(self) -> int:
@@ -64,35 +120,25 @@ class Flights:
                 retry_after_s=FULL_RETRY_AFTER_S,
             )
 
-    async def compute(
+    @contextlib.contextmanager
+    def launch(
         self,
         consumer: ConsumerId,
         run: Run,
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
-    ) -> Outputs:
-        """
-        Compute on a thread of the pool.
-
-        Raises:
-            UnavailableError: not done in time.
-            AIGovToolError: what `cancel` was given, or what the runtime raised.
-        """
+    ) -> Iterator[Flight]:
+        """Compute on a thread of the pool, for the length of the block."""
         job = self._pool.submit(run.execute, inputs, outputs)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
-        flight = _Flight(consumer, run, asyncio.wrap_future(job))
+        flight = Flight(consumer, run, job)
         self._flights[flight] = None
         loop = asyncio.get_running_loop()
         begin_s = loop.time()
         timer = loop.call_later(self._time_s, self._out_of_time, flight)
         try:
-            return await flight.answer
-        except asyncio.CancelledError:
-            if flight.error is not None:
-                raise flight.error from None
-            run.terminate()
-            raise
+            yield flight
         finally:
             timer.cancel()
             self.times.add(loop.time() - begin_s)
@@ -105,10 +151,10 @@ class Flights:
         doomed = [
             flight
             for flight in self._flights
-            if flight.error is None and consumer in (None, flight.consumer)
+            if flight.cut is None and consumer in (None, flight.consumer)
         ]
         for flight in doomed:
-            self._end(flight, error())
+            flight.end(Cut.STOPPED, error())
         return len(doomed)
 
     def consumers(self) -> set[ConsumerId]:
@@ -131,18 +177,12 @@ class Flights:
         """End the threads once what they do is done."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _out_of_time(self, flight: _Flight) -> None:
-        self._end(
-            flight,
+    def _out_of_time(self, flight: Flight) -> None:
+        flight.end(
+            Cut.OUT_OF_TIME,
             UnavailableError(
                 f"not computed within {self._time_s:g} s",
                 code="query.time",
                 mend="ask the operator of the enclave for a longer limit",
             ),
         )
-
-    @staticmethod
-    def _end(flight: _Flight, error: AIGovToolError) -> None:
-        flight.error = error
-        flight.run.terminate()
-        flight.answer.cancel()

@@ -1,13 +1,16 @@
 """
 The count, on the enclave's side (I1, I2): which lease pays for a query, or why none does.
 
-Rule 1: a query is charged here before it is computed, and a charge is never taken back.
+Rule 1: a query is charged here before it is computed. A charge is taken back only while its lease
+        is open, so that the settlement says what was served, and only once, by `till`.
 Rule 2: a lease lives until ``sent_at_s + duration_s``, on the enclave's monotonic clock. Once it
         has been seen expired it never serves again, even if that clock should jump back.
 Rule 3: of several live leases the one that expires first pays.
 Rule 4: a consumer with a budget of its own uses only what a lease caps for it, and nothing of a
         lease that does not name it.
 Rule 5: a closed lease is gone: its use, as `close` gives it, is final.
+Rule 6: a lease of duration 0 serves those for whom it was opened, then nobody; it stays open until
+        they are over, since they could have no refund otherwise.
 
 Pure: time is an argument, in seconds. `charge` is on the path of every query: a loop over one or
 two leases, two dictionary updates and one small object.
@@ -24,13 +27,17 @@ from enum import Enum
 from aigovtool.errors import ConflictError, MalformedError, PromiseBrokenError
 from aigovtool.ids import ConsumerId, LeaseId
 from aigovtool.wire.control import Lease
+from aigovtool.wire.receipt import RefundClass
 
 _EXPIRED = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What was paid: `before` and `after` are the lease's credits around it."""
+    """What was paid: `before` and `after` are the lease's credits around it.
+
+    A charge that was taken back is another one, of negative cost.
+    """
 
     lease: LeaseId
     cost: int
@@ -54,6 +61,7 @@ class Use:
     Args:
         used, unused: its credits, parted.
         by_consumer: `used`, by consumer.
+        refunded: what was charged and taken back, by class; not in `used`.
         unused_caps: what is left of each cap.
     """
 
@@ -61,13 +69,25 @@ class Use:
     used: int
     unused: int
     by_consumer: dict[ConsumerId, int]
+    refunded: dict[RefundClass, int]
     unused_caps: dict[ConsumerId, int]
 
 
 class _Live:
-    """A live lease. `caps` is what is left of each cap."""
+    """A live lease. `caps` is what is left of each cap, `flying` how many charges are not over."""
 
-    __slots__ = ("caps", "credits", "expires_s", "lease", "left", "opened_s", "used")
+    __slots__ = (
+        "caps",
+        "credits",
+        "expires_s",
+        "flying",
+        "lease",
+        "left",
+        "opened_s",
+        "refunded",
+        "stays",
+        "used",
+    )
 
     def __init__(self, lease: Lease, opened_s: float, expires_s: float) -> None:
         self.lease = lease.lease
@@ -75,13 +95,19 @@ class _Live:
         self.caps = dict(lease.caps)
         self.opened_s = opened_s
         self.expires_s = expires_s
+        self.stays = lease.duration_s == 0  # Rule 6
+        self.flying = 0
         self.used: dict[ConsumerId, int] = {}
+        self.refunded: dict[RefundClass, int] = {}
 
     def has_expired(self, now_s: float) -> bool:
         if now_s < self.expires_s:
             return False
         self.expires_s = _EXPIRED  # Rule 2: for good
         return True
+
+    def may_close(self, now_s: float) -> bool:
+        return self.has_expired(now_s) and not (self.stays and self.flying)
 
 
 class Meter:
@@ -135,8 +161,52 @@ class Meter:
             live.used[consumer] = live.used.get(consumer, 0) + cost
             self.recent[consumer] = self.recent.get(consumer, 0) + cost
             self.left -= cost
+            live.flying += 1
             return Charge(live.lease, cost, before, after)
         return refusal
+
+    def refund(self, charge: Charge, consumer: ConsumerId, kind: RefundClass) -> Charge | None:
+        """
+        Take *charge* back, which *consumer* paid; None, and nothing changed, once its lease is
+        closed.
+
+        Raises:
+            PromiseBrokenError: its lease was not charged so much.
+        """
+        live = self._find(charge.lease)
+        if live is None:
+            return None
+        cost, used = charge.cost, live.used.get(consumer, 0)
+        if not 1 <= cost <= used:
+            raise PromiseBrokenError("a refund of what was not charged", came=str(cost))
+        if used == cost:
+            del live.used[consumer]
+        else:
+            live.used[consumer] = used - cost
+        if consumer in live.caps:
+            live.caps[consumer] += cost
+        live.refunded[kind] = live.refunded.get(kind, 0) + cost
+        before = live.left
+        live.left += cost
+        self.left += cost
+        return Charge(live.lease, -cost, before, live.left)
+
+    def is_open(self, lease: LeaseId) -> bool:
+        """Return whether *lease* is not closed, so that its charges can be taken back."""
+        return self._find(lease) is not None
+
+    def over(self, charge: Charge) -> None:
+        """The query of *charge* is over: it was answered, or refunded, or never will be either."""
+        if (live := self._find(charge.lease)) is not None:
+            live.flying -= 1
+
+    def retire(self, lease: LeaseId) -> None:
+        """Never serve from *lease* again; it closes once all that it served is over (Rule 6)."""
+        if (live := self._find(lease)) is not None:
+            live.expires_s = _EXPIRED
+
+    def _find(self, lease: LeaseId) -> _Live | None:
+        return next((live for live in self._live if live.lease == lease), None)
 
     def open(self, lease: Lease, sent_at_s: float, *, expires_s: float | None = None) -> None:
         """
@@ -144,7 +214,7 @@ class Meter:
 
         Args:
             sent_at_s: when the report that asked for it was first sent (Rule 2).
-            expires_s: for a lease of duration 0 only, which its owner opens and closes around the
+            expires_s: for a lease of duration 0 only, which its owner opens and retires around the
                 queries that asked for it.
 
         Raises:
@@ -180,15 +250,14 @@ class Meter:
                     used=live.credits - live.left,
                     unused=live.left,
                     by_consumer=live.used,
+                    refunded=live.refunded,
                     unused_caps=live.caps,
                 )
         raise ConflictError(f"the lease {lease} is not open")
 
     def close_expired(self, now_s: float) -> list[Use]:
         """Close every lease whose time is over."""
-        return [
-            self.close(lease) for lease in [x.lease for x in self._live if x.has_expired(now_s)]
-        ]
+        return [self.close(lease) for lease in [x.lease for x in self._live if x.may_close(now_s)]]
 
     def close_all(self) -> list[Use]:
         """Close every lease."""
@@ -220,8 +289,11 @@ class Meter:
         return max((live.expires_s for live in self._live), default=_EXPIRED)
 
     def first_expiry_s(self) -> float:
-        """Return when the first open lease expires, infinity without one."""
-        return min((live.expires_s for live in self._live), default=math.inf)
+        """Return when the first open lease can be closed, infinity without one."""
+        return min(
+            (live.expires_s for live in self._live if not (live.stays and live.flying)),
+            default=math.inf,
+        )
 
     def half_time_s(self) -> float:
         """Return when the longest-lived lease has lived half its time, minus infinity without."""

@@ -15,7 +15,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.meter import Charge
 from aigovtool.ids import ConsumerId, LoanId, SessionId, sha256
 from aigovtool.wire.codec import Signed, encode
-from aigovtool.wire.receipt import NO_RECEIPT_BEFORE, Receipt, to_header
+from aigovtool.wire.receipt import NO_RECEIPT_BEFORE, Receipt, Refund, to_header
 
 _NONE_BEFORE = (0, NO_RECEIPT_BEFORE)
 
@@ -43,8 +43,13 @@ class Receipts:
         self.count = 0
         self.chain = NO_RECEIPT_BEFORE
 
-    def draw_up(self, charge: Charge, consumer: ConsumerId) -> bytes:
-        """Return the payload of the receipt for *charge*, which must have just been made."""
+    def draw_up(self, charge: Charge, consumer: ConsumerId, refund: Refund | None = None) -> bytes:
+        """
+        Return the payload of the receipt for *charge*, which must have just been made.
+
+        Args:
+            refund: what it takes back, when it is a charge of less than nothing.
+        """
         self.count += 1
         own_count, own_chain = self._own.get(consumer, _NONE_BEFORE)
         payload = encode(
@@ -62,6 +67,7 @@ class Receipts:
                 balance_before=charge.before,
                 balance_after=charge.after,
                 time=self._clock.now(),
+                refund=refund,
             )
         )
         self.chain = sha256(payload)

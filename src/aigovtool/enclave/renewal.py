@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.demand import Demand
+from aigovtool.enclave.refunds import REFUNDS, Fate
 from aigovtool.enclave.settling import Settlements
 from aigovtool.enclave.standing import Standing
 from aigovtool.enclave.till import Paid, Till
@@ -161,10 +162,30 @@ class Renewal:
             if waiter.paid.done() and not waiter.paid.cancelled():
                 return waiter.paid.result()  # paid in the very moment in which time was up
             raise self._out_of_time(waiter) from None
+        except asyncio.CancelledError:
+            if waiter.paid.done() and not waiter.paid.cancelled() and not waiter.paid.exception():
+                self.finish(waiter.paid.result(), Fate.NOT_BEGUN, now_s)
+            raise
         finally:
             self.queue.leave(waiter)
             if waiter.paid.done() and not waiter.paid.cancelled():
                 waiter.paid.exception()  # it was seen, whether or not anyone is still here
+
+    def finish(self, paid: Paid, fate: Fate, now_s: float) -> bool:
+        """
+        A charged query has ended: take its charge back if that is the rule, once and for all.
+
+        Returns:
+            Whether it stays charged.
+        """
+        kind = REFUNDS[fate]
+        refunded = kind is not None and self._till.refund(paid, kind)
+        self._till.close(paid)
+        if refunded:
+            self._serve(now_s)
+        if self.meter.first_expiry_s() <= now_s:
+            self._wake()  # it was the last one of a lease that waited for it
+        return not refunded
 
     async def live_lease(self, now_s: float, *, wait_s: float) -> Signed:
         """Return a statement that names a live lease, or the latest one when none comes in time."""
@@ -264,7 +285,7 @@ class Renewal:
             self._ask_again_s = now_s + ASK_AGAIN_S
         self.low_mark = 0 if self.standing.loan_is_used_up else self._demand.low_mark()
         self._settlements.add(self.meter.close_expired(now_s))  # a lease may come after its time
-        self.queue.serve(lambda consumer, cost: self._till.pay(consumer, cost, now_s))
+        self._serve(now_s)
         for waiter in self.queue:
             self._consider(waiter)
         self._release_viewers()
@@ -343,7 +364,10 @@ class Renewal:
                 only=frozenset(sent.asked),
             )
         finally:
-            self._settlements.add([self.meter.close(lease.lease)])
+            self.meter.retire(lease.lease)
+
+    def _serve(self, now_s: float) -> None:
+        self.queue.serve(lambda consumer, cost: self._till.pay(consumer, cost, now_s))
 
     def _want(self, asked: Sequence[Waiter], now_s: float) -> Want | None:
         if now_s < self._ask_again_s or not self._leasing:

@@ -73,6 +73,7 @@ class Settlements:
                 by_consumer=use.by_consumer,
                 receipts=self._receipts.count,
                 receipt_chain=self._receipts.chain,
+                refunded=use.refunded,
             )
             signed = sign(settlement, self._key, Label.SETTLEMENT)
             self._chain = sha256(signed.payload)

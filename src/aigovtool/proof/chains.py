@@ -1,11 +1,13 @@
 """
 The chains that receipts make, as far as one consumer's own show them.
 
-1. Balances: each receipt adds up, and on one lease what is left only shrinks. Between two receipts
-   with nothing between their numbers, what one leaves is what the next finds.
+1. Balances: each receipt adds up. Between two receipts of a lease with nothing between their
+   numbers, what one leaves is what the next finds; with something between, charges and refunds of
+   others may lie there.
 2. Forks: one place in a chain, one receipt. Two that share a number, an own number, or the one
    before them are two histories of one session, both signed.
-3. Gaps: own numbers without a hole from the first; each receipt names the own one before it. A hole
+3. Refunds: each names a charge of the same consumer and lease, takes all of it back, and only once.
+4. Gaps: own numbers without a hole from the first; each receipt names the own one before it. A hole
    is a receipt made in this consumer's name that is not here: an answer that was lost, a second
    user of its key, or a charge that nobody asked for.
 
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+from aigovtool.errors import VerificationError
 from aigovtool.ids import ConsumerId, LeaseId, sha256
 from aigovtool.proof.findings import Findings
 from aigovtool.wire.receipt import NO_RECEIPT_BEFORE, Receipt
@@ -64,27 +67,21 @@ def check_session(receipts: Iterable[GenuineReceipt], findings: Findings) -> Non
         chains[each.receipt.consumer].append(each)
     for chain in chains.values():
         _check_gaps(chain, findings)
+        _check_refunds(chain, findings)
     _check_leases(ordered, findings)
 
 
 def _check_sums(receipts: Sequence[GenuineReceipt], findings: Findings) -> None:
     for each in receipts:
         said = each.receipt
-        if said.cost < 0 or said.balance_after < 0:
-            findings.add(
-                "receipt.balance",
-                str(each),
-                "a cost or balance is negative",
-                came=f"{said.balance_before} - {said.cost} = {said.balance_after}",
-            )
-        elif said.balance_before - said.cost != said.balance_after:
-            findings.add(
-                "receipt.balance",
-                str(each),
-                "the balances do not add up",
-                expected=f"{said.balance_before} - {said.cost} = {said.balance_before - said.cost}",
-                came=said.balance_after,
-            )
+        came = f"{said.balance_before} - {said.cost} = {said.balance_after}"
+        if min(said.balance_before, said.balance_after) < 0:
+            findings.add("receipt.balance", str(each), "a balance is negative", came=came)
+            continue
+        try:
+            said.check_sum()
+        except VerificationError as error:
+            findings.add("receipt.balance", str(each), error.reasons[0].message, came=came)
 
 
 _Place: TypeAlias = Callable[[Receipt], object]
@@ -154,6 +151,33 @@ def _are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
+def _check_refunds(chain: Sequence[GenuineReceipt], findings: Findings) -> None:
+    """Check the refunds of one consumer; one whose charge is not here was found as a gap."""
+    by_number = {each.receipt.number: each.receipt for each in chain}
+    taken_back: dict[int, GenuineReceipt] = {}
+    for each in chain:
+        said = each.receipt
+        if said.refund is None:
+            continue
+        charge = by_number.get(said.refund.number)
+        if charge is not None and (charge.lease, charge.cost) != (said.lease, -said.cost):
+            findings.add(
+                "receipt.refund",
+                str(each),
+                "it takes back something else than was charged",
+                expected=f"{charge.cost} credits of {charge.lease}",
+                came=f"{-said.cost} credits of {said.lease}",
+            )
+        first = taken_back.setdefault(said.refund.number, each)
+        if first is not each:
+            findings.add(
+                "receipt.refund",
+                str(each),
+                f"it takes back what {first} took back before",
+                came=f"receipt {said.refund.number}",
+            )
+
+
 def _check_leases(receipts: Sequence[GenuineReceipt], findings: Findings) -> None:
     leases: defaultdict[LeaseId, list[GenuineReceipt]] = defaultdict(list)
     for each in receipts:
@@ -162,12 +186,12 @@ def _check_leases(receipts: Sequence[GenuineReceipt], findings: Findings) -> Non
         for one, next_one in pairwise(charged):
             left, found = one.receipt.balance_after, next_one.receipt.balance_before
             adjacent = next_one.receipt.number == one.receipt.number + 1
-            if found > left or (adjacent and found != left):
+            if adjacent and found != left:
                 findings.add(
                     "receipt.balance",
                     str(next_one),
                     f"it finds more or less in {lease} than {one} left",
-                    expected=f"{left}" if adjacent else f"at most {left}",
+                    expected=str(left),
                     came=found,
                 )
 

@@ -22,6 +22,7 @@ from msgspec import field
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed, Time
 from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
+from aigovtool.wire.receipt import RefundClass
 
 MAX_CONTROL_BYTES = MAX_MESSAGE_BYTES  # what was small enough to enrol can attest again
 MAX_SETTLEMENTS = 64  # in one report; more wait for the next
@@ -65,8 +66,9 @@ class Settlement(Message, frozen=True, kw_only=True):
     The final use of a lease, signed by the session (`Label.SETTLEMENT`).
 
     Args:
-        used: credits charged to the lease, at most its size.
+        used: credits charged to the lease and not taken back, at most its size.
         by_consumer: the same, by consumer; sums up to `used`.
+        refunded: credits that were charged and taken back, by class; they are not in `used`.
         number: of this settlement in its session, from 1.
         previous: SHA-256 of the settlement before it, 32 zero bytes for the first; so that whoever
             gives an account of a session cannot leave one out.
@@ -83,6 +85,7 @@ class Settlement(Message, frozen=True, kw_only=True):
     by_consumer: dict[ConsumerId, int]
     receipts: int
     receipt_chain: bytes
+    refunded: dict[RefundClass, int] = field(default_factory=dict)
 
 
 class Want(Message, frozen=True, kw_only=True):

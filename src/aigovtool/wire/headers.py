@@ -4,6 +4,7 @@ from __future__ import annotations
 
 REMAINING = "Aigovtool-Remaining"
 RECEIPT = "Aigovtool-Receipt"
+REFUND = "Aigovtool-Refund"  # a receipt that takes back the one in `RECEIPT`
 REASON = "Aigovtool-Reason"  # a consumer's own words for why it needs more; goes to the custodian
 
 MAX_REASON_CHARACTERS = 500

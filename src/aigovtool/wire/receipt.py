@@ -16,13 +16,32 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Literal
 
-from aigovtool.errors import MalformedError
+from aigovtool.errors import MalformedError, VerificationError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Message, Signed, Time
 
 MAX_RECEIPT_BYTES = 4096
 NO_RECEIPT_BEFORE = bytes(32)
+
+
+RefundClass = Literal["model-error", "cancelled", "stopped"]
+"""Why a charge was taken back: the model gave no answer; it was cancelled before its computation
+began; the custodian stopped the loan or blocked the consumer while it was in flight."""
+
+
+class Refund(Message, frozen=True, kw_only=True):
+    """
+    What a refund takes back.
+
+    Args:
+        kind: why.
+        number: of the receipt of the charge, of the same session, lease and consumer.
+    """
+
+    kind: RefundClass
+    number: int
 
 
 class Receipt(Message, frozen=True, kw_only=True):
@@ -33,9 +52,10 @@ class Receipt(Message, frozen=True, kw_only=True):
         own_number: of this receipt among those of its consumer in the session, from 1.
         own_previous: SHA-256 of its consumer's payload before it, 32 zero bytes for the first.
         model_digest: SHA-256 of the sealed model's manifest, as signed.
-        cost: credits charged.
+        cost: credits charged, at least 1; those of a refund are negative.
         balance_before, balance_after: credits in the lease around the charge.
         time: enclave wall time, aware UTC; for people.
+        refund: set when this is no charge but takes one back.
     """
 
     loan: LoanId
@@ -51,6 +71,19 @@ class Receipt(Message, frozen=True, kw_only=True):
     balance_before: int
     balance_after: int
     time: Time
+    refund: Refund | None = None
+
+    def check_sum(self) -> None:
+        """Raise VerificationError unless cost, balances and kind fit together."""
+        is_refund = self.refund is not None and 1 <= self.refund.number < self.number
+        fits = self.cost <= -1 if is_refund else self.cost >= 1 and self.refund is None
+        if not fits or self.balance_before - self.cost != self.balance_after:
+            raise VerificationError(
+                "the receipt's balances do not add up",
+                code="receipt.sum",
+                expected=f"{self.balance_before} - {self.cost}",
+                came=str(self.balance_after),
+            )
 
 
 def to_header(signed: Signed) -> str:

@@ -5,7 +5,8 @@
 2. The body, within its limits.
 3. Tensors that fit the model's signature, and their price. Up to here nothing is charged.
 4. Room to compute, then the charge, with its receipt; without credits, a refusal or a wait.
-5. The computation. Whatever comes of it, the answer carries the receipt.
+5. The computation. Whatever comes of it, the answer carries the receipt, and that of the refund
+   where the rules (`refunds`) take the charge back.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import (
@@ -24,13 +26,16 @@ from aigovtool.enclave.api.http import (
     fault_reply,
     problem_reply,
 )
+from aigovtool.enclave.api.leaving import watched
 from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
-from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.flights import Cut, FlightCutError
+from aigovtool.enclave.refunds import REPEATED, Fate
+from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.till import Paid
-from aigovtool.errors import AIGovToolError, NotFoundError
+from aigovtool.errors import AIGovToolError, NotFoundError, UnavailableError
 from aigovtool.ids import ConsumerId
 from aigovtool.wire import headers as names
 from aigovtool.wire import oip
@@ -43,9 +48,21 @@ _IDEMPOTENCY_KEY = b"idempotency-key"
 _PREFER = b"prefer"
 _REASON = names.REASON.lower().encode()
 _RECEIPT = names.RECEIPT.lower().encode()
+_REFUND = names.REFUND.lower().encode()
 _REMAINING = names.REMAINING.lower().encode()
 _HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 _WAIT = re.compile(rb'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A query that can be computed."""
+
+    consumer: ConsumerId
+    model: TensorModel
+    query: oip.InferRequest
+    inputs: Mapping[str, Array]
+    run: Run
 
 
 class Infer:
@@ -95,25 +112,63 @@ class Infer:
         model: TensorModel,
         consumer: ConsumerId,
     ) -> tuple[Reply, bool]:
-        """Return the reply, and whether the query was charged; raises only when it was not."""
+        """
+        Return the reply, and whether a retry gets the same one; raises only when nothing was
+        charged or all of it was taken back, or nobody can ask again.
+        """
         query, inputs = await self._read(request, body, model)
         cost = model.price(query.inputs)
         self._enclave.flights.check_room()
         run = model.new_run()
         paid = await self._pay(request, session, consumer, cost)
+        fate = Fate.CLIENT_GONE  # unless something else is known
         try:
-            outputs = await self._enclave.flights.compute(
-                consumer, run, inputs, [output.name for output in query.outputs]
-            )
-            encoded = await self._write(query, outputs, model)
-            reply = Reply(200, _headers_of(encoded), encoded.chunks)
+            ready = _Ready(consumer, model, query, inputs, run)
+            reply, fate, left = await self._compute(request, session, ready, paid)
+        finally:
+            stays = session.renewal.finish(paid, fate, self._clock.monotonic_s())
+        if left and not (stays and _IDEMPOTENCY_KEY in request.headers):
+            raise ClientGoneError
+        headers = [*reply.headers, (_RECEIPT, session.receipts.header(paid.receipt).encode())]
+        if paid.refund is not None:
+            headers.append((_REFUND, session.receipts.header(paid.refund).encode()))
+        headers.append(self._remaining(session, consumer))
+        return Reply(reply.status, tuple(headers), reply.chunks), stays or fate in REPEATED
+
+    async def _compute(
+        self,
+        request: Request,
+        session: Session,
+        ready: _Ready,
+        paid: Paid,
+    ) -> tuple[Reply, Fate, bool]:
+        """
+        Return what to answer to a query that was charged, its fate, and whether its client left.
+
+        With an Idempotency-Key the client may come back for the answer. Then it is computed though
+        nobody is there, once it was begun or its charge can no longer be taken back.
+        """
+        keyed = _IDEMPOTENCY_KEY in request.headers
+        wanted = [output.name for output in ready.query.outputs]
+        try:
+            with self._enclave.flights.launch(
+                ready.consumer, ready.run, ready.inputs, wanted
+            ) as flight:
+
+                def gone() -> None:
+                    if not keyed or session.till.refundable(paid):
+                        flight.end(Cut.CLIENT_GONE, _client_left(), only_if_waiting=keyed)
+
+                with watched(request, gone):
+                    outputs = await flight.landed()
+            encoded = await self._write(ready.query, outputs, ready.model)
+            return Reply(200, _headers_of(encoded), encoded.chunks), Fate.ANSWERED, False
+        except FlightCutError as cut:
+            return problem_reply(cut.error), _fate_of(cut), cut.cut is Cut.CLIENT_GONE
         except AIGovToolError as error:
-            reply = problem_reply(error)
+            return problem_reply(error), Fate.MODEL_ERROR, False
         except Exception as error:  # noqa: BLE001 - charged: whatever happens, there is a receipt
-            reply = fault_reply(error)
-        receipt = session.receipts.header(paid.receipt)
-        paid_headers = ((_RECEIPT, receipt.encode()), self._remaining(session, consumer))
-        return Reply(reply.status, (*reply.headers, *paid_headers), reply.chunks), True
+            return fault_reply(error), Fate.MODEL_ERROR, False
 
     async def _read(
         self, request: Request, body: bytes, model: TensorModel
@@ -197,6 +252,22 @@ async def _unless_gone(request: Request, paying: Awaitable[Paid]) -> Paid:
         for task in (waiting, leaving):
             task.cancel()
         await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+def _fate_of(cut: FlightCutError) -> Fate:
+    if cut.cut is Cut.STOPPED:
+        return Fate.STOPPED
+    if not cut.begun:
+        return Fate.NOT_BEGUN
+    return Fate.CLIENT_GONE if cut.cut is Cut.CLIENT_GONE else Fate.OUT_OF_TIME
+
+
+def _client_left() -> UnavailableError:
+    return UnavailableError(
+        "the client left before the computation began",
+        code="query.left",
+        mend="ask again under a new Idempotency-Key",
+    )
 
 
 def _reason(request: Request) -> str:

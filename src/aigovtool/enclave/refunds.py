@@ -1,0 +1,47 @@
+"""
+Which charges are taken back: one table, for every way in which a charged query can end.
+
+Rule 1: work is paid for: an answer that was computed is charged, whoever is still there to read it,
+        and so is a computation that took all the time that the enclave allows, or nothing would
+        bound how often that is asked for.
+Rule 2: whoever got nothing, through no doing of its own, pays nothing; nor does whoever left before
+        any work was done.
+Rule 3: only while the lease is open (`till`). After it was settled the charge stays, whatever this
+        table says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+
+from aigovtool.wire.receipt import RefundClass
+
+
+class Fate(Enum):
+    """How a charged query ended."""
+
+    ANSWERED = "it was answered"
+    MODEL_ERROR = "the model failed on it, or its answer could not be written"
+    OUT_OF_TIME = "its computation took longer than the enclave allows"
+    NOT_BEGUN = "it was cancelled before its computation began"
+    CLIENT_GONE = "its client left during or after the computation"
+    STOPPED = "the custodian stopped the loan or blocked the consumer"
+
+
+REFUNDS: Mapping[Fate, RefundClass | None] = MappingProxyType(
+    {
+        Fate.ANSWERED: None,
+        Fate.MODEL_ERROR: "model-error",
+        Fate.OUT_OF_TIME: None,
+        Fate.NOT_BEGUN: "cancelled",
+        Fate.CLIENT_GONE: None,
+        Fate.STOPPED: "stopped",
+    }
+)
+
+REPEATED = frozenset({Fate.ANSWERED, Fate.MODEL_ERROR})
+"""What a retry under the same Idempotency-Key is told again although it may have cost nothing in
+the end: an answer, or a failure that would be the same once more. Whatever stays charged is told
+again too."""
