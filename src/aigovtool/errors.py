@@ -177,6 +177,12 @@ class UnavailableError(AIGovToolError):
         self.retry_after_s = retry_after_s
 
 
+class LimitedError(UnavailableError):
+    """Too fast, or too many at once (`limit.rate`, `limit.concurrency`); credits may be left."""
+
+    code = "limit"
+
+
 class LoanNotActiveError(UnavailableError):
     """The loan is stopped, expired or closed."""
 

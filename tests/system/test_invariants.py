@@ -131,7 +131,7 @@ class Lending(RuleBasedStateMachine):
             custodian_key=self.bench.key.public_key,
             till=till,
             queue=WaitingQueue(MAX_WAITING),
-            terms=terms_of(loan),
+            terms=terms_of(loan, self.bench.clock.now()),
             statement=statements.state(
                 session, loan, lease=None, left=0, now=self._now(), key=self.bench.key
             ),

@@ -25,6 +25,7 @@ from aigovtool.custodian import files, vault
 from aigovtool.custodian.admission import Admission
 from aigovtool.custodian.appraisal import Appraiser, Completes
 from aigovtool.custodian.challenges import Challenges
+from aigovtool.custodian.consumers import Consumers
 from aigovtool.custodian.data import DataFolder
 from aigovtool.custodian.enrolment import Enrolment
 from aigovtool.custodian.grants import Grants
@@ -68,6 +69,7 @@ class App:
     hub: Hub
     metrics: Metrics
     loans: Loans
+    consumers: Consumers
     grants: Grants
     sessions: Sessions
     leasing: Leasing
@@ -295,6 +297,7 @@ def _build(
         hub=hub,
         metrics=Metrics(ledger=ledger, hub=hub, clock=clock),
         loans=Loans(ledger=ledger),
+        consumers=Consumers(ledger=ledger),
         grants=Grants(ledger=ledger),
         sessions=Sessions(ledger=ledger),
         leasing=Leasing(ledger=ledger, key=key),

@@ -2,7 +2,8 @@
 The count, on the custodian's side (I1): one account of credits, and the moves between its parts.
 
 Rule 1: ``granted = left + leased + spent + forfeited``, and none of them is ever negative.
-Rule 2: only `grant` and `refund` make credits; every other move only shifts them.
+Rule 2: only `grant` makes credits and only `withdraw` takes any out of the account, which then were
+        not used and never will be; every other move only shifts them.
 Rule 3: a lease counts as used from the moment it is granted, until a signed settlement says less.
 Rule 4: what was forfeited stays forfeited until the same session settles it. A refund is a new
         grant: the enclave that fell silent may have used every credit of its lease, so handing
@@ -26,7 +27,7 @@ class Account:
     Credits by what has become of them.
 
     Args:
-        granted: all that were ever granted, refunds included.
+        granted: all that were ever granted, refunds included, less what was withdrawn.
         left: neither leased nor used.
         leased: in leases that are not settled yet.
         spent: used, as signed settlements say.
@@ -63,6 +64,26 @@ def grant(account: Account, credits: int) -> Account:
     return Account(
         granted=account.granted + credits,
         left=account.left + credits,
+        leased=account.leased,
+        spent=account.spent,
+        forfeited=account.forfeited,
+    )
+
+
+def withdraw(account: Account, credits: int) -> Account:
+    """
+    Take *credits* back that are neither leased nor used.
+
+    Raises:
+        BudgetExhaustedError: more than are left.
+    """
+    if not 0 <= credits <= account.left:
+        raise BudgetExhaustedError(
+            f"{credits} credits were to be withdrawn and {account.left} are left"
+        )
+    return Account(
+        granted=account.granted - credits,
+        left=account.left - credits,
         leased=account.leased,
         spent=account.spent,
         forfeited=account.forfeited,
@@ -141,7 +162,7 @@ def settle_late(account: Account, credits: int, used: int, *, refunded: bool) ->
     )
 
 
-def block(want: int, left: int, live_sessions: int, limit: int, at_least: int = 1) -> int:
+def block(want: int, left: int, sharers: int, limit: int, at_least: int = 1) -> int:
     """
     Return how many credits a session that wants *want* is leased now; 0 when nothing is left.
 
@@ -149,12 +170,12 @@ def block(want: int, left: int, live_sessions: int, limit: int, at_least: int = 
     leases shrink to single credits as the end comes near.
 
     Args:
-        live_sessions: sessions that share what is left, this one included.
+        sharers: sessions that hold leases of what is left, this one included.
         limit: the most that one lease may hold.
         at_least: the price of one query; a share that could not pay for it is raised to it, and
             what is left is leased as ever when that could not.
     """
-    share = max(1, -(-left // (2 * max(1, live_sessions))))
+    share = max(1, -(-left // (2 * max(1, sharers))))
     if at_least <= left:
         share = max(share, at_least)
     return max(0, min(want, share, limit, left))

@@ -114,7 +114,8 @@ class Grants:
             books = Books(entry, loan)
             books.grant(lease.credits)
             for consumer, cap in lease.caps.items():
-                books.grant_to(consumer, cap)
+                if books.consumer(consumer).budgeted:  # of a rate nothing is to be given back
+                    books.grant_to(consumer, cap)
             entry.tx.set_lease_state(dataclasses.replace(lease, refunded=entry.now))
             self._made(
                 entry,

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from aigovtool.crypto.signing import SigningKey
-from aigovtool.custodian import ageing, budget, statements
+from aigovtool.custodian import ageing, budget, rates, statements
 from aigovtool.custodian.ledger import (
     Entry,
     Ledger,
@@ -48,6 +48,10 @@ MAX_OPEN_LEASES = 256  # of one session, not settled: more than any enclave that
 _MISBEHAVIOUR = (MalformedError, VerificationError, RefusedError, ConflictError)
 
 
+_SECOND = timedelta(seconds=1)
+_SLACK = timedelta(seconds=1)  # a lease of duration 0 is used a moment after it is granted
+
+
 class Decision(Message, frozen=True, kw_only=True):
     """What was decided on a report: its answer, but for the statement, which is signed anew."""
 
@@ -57,20 +61,22 @@ class Decision(Message, frozen=True, kw_only=True):
     leased_elsewhere: int
     consumer_left: dict[ConsumerId, int]
     largest_lease: int | None = None
+    rate_wait_s: float = 0.0
+    consumer_wait_s: dict[ConsumerId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """A `Want` that was read: in all, and for each consumer with a budget of its own."""
+    """A `Want` that was read: in all, and for each consumer with a budget or rate of its own."""
 
     credits: int
-    budgeted: Mapping[ConsumerId, int]
+    capped: Mapping[ConsumerId, int]
     at_least: int
     at_least_of: Mapping[ConsumerId, int]
 
     @property
-    def unbudgeted(self) -> int:
-        return self.credits - sum(self.budgeted.values())
+    def uncapped(self) -> int:
+        return self.credits - sum(self.capped.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +211,8 @@ class Leasing:
             leased_elsewhere=decision.leased_elsewhere,
             consumer_left=decision.consumer_left,
             largest_lease=decision.largest_lease,
+            rate_wait_s=decision.rate_wait_s,
+            consumer_wait_s=decision.consumer_wait_s,
             statement=statement,
         )
 
@@ -228,7 +236,7 @@ class Leasing:
         settled = tuple(books.settle(each, session, actor=actor) for each in opened)
         row = None
         if report.want is not None:
-            wish = _read_want(report.want, books)
+            wish = _read_want(report.want, books, entry.now)
             lives = session.state is SessionState.LIVE and is_active(loan, entry.now)
             if lives and not self._suspended:
                 row = self._lease(
@@ -241,14 +249,7 @@ class Leasing:
         allowed = _allowance(entry, session, loan)
         return Decision(
             settled=settled,
-            lease=None
-            if row is None
-            else Lease(
-                lease=row.lease,
-                credits=row.credits,
-                caps=dict(row.caps),
-                duration_s=row.duration_s,
-            ),
+            lease=None if row is None else _told(entry, loan, row),
             left=books.account.left,
             leased_elsewhere=books.account.leased - own_credits,
             consumer_left={
@@ -256,7 +257,17 @@ class Leasing:
                 for consumer in books.known.values()
                 if consumer.budgeted
             },
-            largest_lease=None if allowed is None else allowed.max_credits,
+            largest_lease=None
+            if allowed is None
+            else min(allowed.max_credits, rates.most(loan.terms.limits.rate)),
+            rate_wait_s=0.0 if report.want is None else books.rate_wait_s(report.want.at_least),
+            consumer_wait_s={}
+            if report.want is None
+            else {
+                name: wait_s
+                for name in report.want.by_consumer
+                if (wait_s := books.rate_wait_s_of(name, report.want.at_least_of.get(name, 0)))
+            },
         )
 
     def _lease(
@@ -273,21 +284,23 @@ class Leasing:
         allowed = _allowance(entry, session, loan)
         if open_leases >= MAX_OPEN_LEASES or allowed is None:
             return None
-        sessions = entry.tx.count_connected_sessions(loan.loan)
-        limit = allowed.max_credits
-        credits = budget.block(
-            wish.credits, books.account.left, sessions, limit, max(1, wish.at_least)
-        )
+        left = books.account.left
+        # a lease of duration 0 is used at once: there is nothing to share
+        sharers = entry.tx.count_sharers(loan.loan, session.session) + 1
+        at_once = allowed.duration_s <= 0
+        price = max(1, wish.at_least)
+        limit = min(allowed.max_credits, books.rate_room(price))
+        credits = budget.block(wish.credits, left, sharers, limit, left if at_once else price)
         caps: dict[ConsumerId, int] = {}
-        for consumer, wanted in wish.budgeted.items():
-            left = books.consumer(consumer).account.left
-            cap = budget.block(
-                wanted, left, sessions, credits, max(1, wish.at_least_of.get(consumer, 0))
-            )
+        for name, wanted in wish.capped.items():
+            own = books.consumer(name).account.left if books.consumer(name).budgeted else left
+            price = max(1, wish.at_least_of.get(name, 0))
+            limit = min(credits, books.rate_room_of(name, price))
+            cap = budget.block(wanted, own, sharers, limit, own if at_once else price)
             if cap:
-                caps[consumer] = cap
-        # what only budgeted consumers may use must not exceed what they have
-        credits = min(credits, wish.unbudgeted + sum(caps.values()))
+                caps[name] = cap
+        # what only capped consumers may use must not exceed what they have
+        credits = min(credits, wish.uncapped + sum(caps.values()))
         if credits < 1:
             return None
         caps = {consumer: min(cap, credits) for consumer, cap in caps.items()}
@@ -333,23 +346,44 @@ class Leasing:
                 end_session(entry, session, f"it sent a report that was refused: {error}")
 
 
+def _told(entry: Entry, loan: Loan, row: LeaseRow) -> Lease:
+    """Return what an enclave is told of its lease."""
+    place, sharers = 0, 1
+    if loan.terms.limits.concurrency is not None or entry.tx.limits_concurrency(loan.loan):
+        place, sharers = entry.tx.place_of_session(row.session)
+    ending = entry.tx.consumers_ending(row.loan, row.expires + _SLACK)
+    return Lease(
+        lease=row.lease,
+        credits=row.credits,
+        caps=dict(row.caps),
+        duration_s=row.duration_s,
+        ends_s={name: (ends - entry.now) / _SECOND for name, ends in ending.items()},
+        place=place,
+        sharers=max(1, sharers),
+    )
+
+
 def _allowance(entry: Entry, session: Session, loan: Loan) -> ageing.Allowance | None:
     standing = standing_of(entry.tx, session.session)
     if ageing.is_overdue(standing.appraised, loan.terms.reattest_interval_s, entry.now):
         return None
+    duration_s = loan.terms.lease_duration_s
+    if loan.terms.expires is not None:  # no lease outlives its loan, whatever clock an enclave has
+        duration_s = min(duration_s, (loan.terms.expires - entry.now) / _SECOND)
     return ageing.allowance(
         standing.grace,
         entry.now,
-        lease_duration_s=loan.terms.lease_duration_s,
+        lease_duration_s=duration_s,
         max_lease_credits=loan.terms.max_lease_credits,
     )
 
 
-def _read_want(want: Want, books: Books) -> _Wish:
+def _read_want(want: Want, books: Books, now: datetime) -> _Wish:
     """
     Read a wish: `credits` in all, those of `by_consumer` among them.
 
-    Consumers that are blocked get nothing, and those without a budget of their own need no cap.
+    Consumers that are blocked or past their date get nothing, and those without a budget or a rate
+    of their own need no cap.
 
     Raises:
         MalformedError: a negative wish.
@@ -357,15 +391,13 @@ def _read_want(want: Want, books: Books) -> _Wish:
     least = [want.at_least, *want.at_least_of.values()]
     if min(want.credits, *least, *want.by_consumer.values()) < 0:
         raise MalformedError("a wish for less than nothing", code="report.want")
-    budgeted: dict[ConsumerId, int] = {}
+    capped: dict[ConsumerId, int] = {}
     refused = 0
     for consumer_id, credits in want.by_consumer.items():
         consumer = books.consumer(consumer_id)
-        if consumer.blocked:
+        if not consumer.may_ask(now):
             refused += credits
-        elif consumer.budgeted:
-            budgeted[consumer_id] = credits
-    total = max(want.credits - refused, sum(budgeted.values()))
-    return _Wish(
-        credits=total, budgeted=budgeted, at_least=want.at_least, at_least_of=want.at_least_of
-    )
+        elif consumer.capped:
+            capped[consumer_id] = credits
+    total = max(want.credits - refused, sum(capped.values()))
+    return _Wish(credits=total, capped=capped, at_least=want.at_least, at_least_of=want.at_least_of)

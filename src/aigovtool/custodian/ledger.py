@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
@@ -28,6 +28,8 @@ from aigovtool.errors import ConflictError, NotFoundError, PromiseBrokenError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.control import FromCustodian, RosterChanged
 from aigovtool.wire.enrolment import RosterEntry
+
+_SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ class Entry:
 
     def push_roster(self, loan: LoanId) -> None:
         """Tell the enclaves of *loan* who its consumers now are."""
-        self.push(loan, RosterChanged(roster=roster_of(self.tx, loan)))
+        self.push(loan, RosterChanged(roster=roster_of(self.tx, loan, self.now)))
 
 
 class Together:
@@ -237,7 +239,7 @@ def is_active(loan: Loan, now: datetime) -> bool:
     return state_at(loan.state, loan.terms.expires, now) is LoanState.ACTIVE
 
 
-def roster_of(tx: Reading, loan: LoanId) -> tuple[RosterEntry, ...]:
+def roster_of(tx: Reading, loan: LoanId, now: datetime) -> tuple[RosterEntry, ...]:
     """Return the consumers of *loan* as its enclaves may know them."""
     return tuple(
         RosterEntry(
@@ -246,6 +248,8 @@ def roster_of(tx: Reading, loan: LoanId) -> tuple[RosterEntry, ...]:
             blocked=consumer.blocked,
             budgeted=consumer.budgeted,
             left=consumer.account.left if consumer.budgeted else None,
+            limits=consumer.limits,
+            expires_in_s=None if consumer.expires is None else (consumer.expires - now) / _SECOND,
         )
         for consumer in tx.consumers_of_loan(loan)
     )

@@ -8,20 +8,27 @@ Rule 2: tokens and keys are returned once, when they are made, and kept as hashe
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from msgspec import UNSET, UnsetType
 
 from aigovtool.attestation.policy import parse_policy
 from aigovtool.custodian.budget import Account, grant
+from aigovtool.custodian.consumers import ConsumerTerms, check_terms, told
 from aigovtool.custodian.ledger import Entry, Ledger, consumer_of, loan_of
-from aigovtool.custodian.lifecycle import LoanState, move_loan
+from aigovtool.custodian.lifecycle import LoanState, move_loan, state_at
+from aigovtool.custodian.periods import Unit, period_at
 from aigovtool.custodian.records import Consumer, Exposure, GrantKind, GrantRow, Loan, LoanTerms
+from aigovtool.custodian.sessions import terms_of
 from aigovtool.custodian.store.base import Reading
 from aigovtool.custodian.tokens import CONSUMER, TICKET, hash_token, new_token
 from aigovtool.errors import ConflictError, MalformedError, NotFoundError
 from aigovtool.ids import ConsumerId, LoanId, new_id
-from aigovtool.wire.control import LoanChanged
+from aigovtool.wire.control import LoanChanged, TermsChanged
+from aigovtool.wire.limits import NO_LIMITS, Limits, check_limits
 
 MAX_NAME_CHARACTERS = 100
 MAX_LEASE_DURATION_S = 3600.0  # with longer leases "stop" would not mean much
@@ -136,6 +143,53 @@ class Loans:
             entry.push(loan_id, LoanChanged(state=to, reason=reason))
             return loan_of(entry.tx, loan_id)
 
+    def set_terms(
+        self,
+        loan_id: LoanId,
+        *,
+        actor: str,
+        limits: Limits | None = None,
+        expires: datetime | UnsetType | None = UNSET,
+        lease_duration_s: float | None = None,
+        max_lease_credits: int | None = None,
+        max_enclaves: int | None = None,
+    ) -> Loan:
+        """
+        Change what is given of a loan's terms, and tell its enclaves. Leases that live, live on.
+
+        Raises:
+            NotFoundError: no such loan.
+            MalformedError: terms out of bounds.
+            ConflictError: the loan has expired or is closed.
+        """
+        given: dict[str, Any] = {
+            "limits": limits,
+            "lease_duration_s": lease_duration_s,
+            "max_lease_credits": max_lease_credits,
+            "max_enclaves": max_enclaves,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        if not isinstance(expires, UnsetType):
+            changes["expires"] = expires
+        with self._ledger.write() as entry:
+            loan = loan_of(entry.tx, loan_id)
+            state = state_at(loan.state, loan.terms.expires, entry.now)
+            if state in (LoanState.EXPIRED, LoanState.CLOSED):
+                raise ConflictError(
+                    f"the loan {loan_id} is {state}", code="loan.over", mend="make a new loan"
+                )
+            terms = dataclasses.replace(loan.terms, **changes)
+            _check_terms(terms, entry.now)
+            if terms != loan.terms:
+                fresh = terms.limits.rate != loan.terms.limits.rate
+                loan = dataclasses.replace(
+                    loan, terms=terms, rate_full_at=None if fresh else loan.rate_full_at
+                )
+                entry.tx.set_loan_terms(loan)
+                entry.event("loan.terms", actor=actor, loan=loan_id, **changes)
+            entry.push(loan_id, TermsChanged(terms=terms_of(loan, entry.now)))
+            return loan
+
     def new_ticket(self, loan_id: LoanId, *, actor: str) -> Made[Loan]:
         """Replace the token of a loan's ticket; the old one opens nothing more."""
         with self._ledger.write() as entry:
@@ -146,25 +200,33 @@ class Loans:
             return Made(loan, token)
 
     def add_consumer(
-        self, loan_id: LoanId, *, name: str, budget: int | None, actor: str
+        self,
+        loan_id: LoanId,
+        *,
+        name: str,
+        budget: int | None,
+        actor: str,
+        per: Unit | None = None,
+        limits: Limits = NO_LIMITS,
+        expires: datetime | None = None,
     ) -> Made[Consumer]:
         """
         Let a consumer query under a loan; the secret is its API key.
 
         Args:
             budget: credits of its own within the loan's, None to share the loan's.
+            per: the calendar unit with which that budget begins anew, None for never.
+            expires: from when on it is refused, None for never.
 
         Raises:
             NotFoundError: no such loan.
-            MalformedError: a name or budget out of bounds.
+            MalformedError: a name or terms out of bounds.
             ConflictError: the loan has a consumer of this name, or is closed.
         """
         _check_name(name)
-        if budget is not None and budget < 0:
-            raise MalformedError(
-                "a budget cannot be negative", expected="0 or more", came=str(budget)
-            )
+        terms = ConsumerTerms(budget=budget, per=per, limits=limits, expires=expires)
         with self._ledger.write() as entry:
+            check_terms(terms, entry.now)
             loan = loan_of(entry.tx, loan_id)
             if loan.state is LoanState.CLOSED:
                 raise ConflictError(f"the loan {loan_id} is closed", code="loan.over")
@@ -184,6 +246,9 @@ class Loans:
                 account=grant(Account(), budget) if budget else Account(),
                 used=0,
                 created=entry.now,
+                period=None if per is None else period_at(per, budget or 0, entry.now),
+                limits=limits,
+                expires=expires,
             )
             entry.tx.insert_consumer(consumer)
             entry.event(
@@ -193,6 +258,7 @@ class Loans:
                 consumer=consumer.consumer,
                 name=name,
                 budgeted=consumer.budgeted,
+                terms=told(consumer),
             )
             if budget:
                 _first_grant(entry, loan_id, consumer.consumer, budget, actor)
@@ -282,6 +348,7 @@ def _check_terms(terms: LoanTerms, now: datetime) -> None:
                 expected=f"{low} to {high}",
                 came=str(value),
             )
+    check_limits(terms.limits)
     if terms.expires is not None and terms.expires <= now:
         raise MalformedError(
             "the loan would have expired before it begins",

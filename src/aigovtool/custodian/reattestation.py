@@ -26,8 +26,8 @@ from aigovtool.custodian.appraisal import Appraiser, reasons_of
 from aigovtool.custodian.archive import Exhibit, keep
 from aigovtool.custodian.ledger import Entry, Ledger, is_active, loan_of, session_of, standing_of
 from aigovtool.custodian.lifecycle import SessionState
-from aigovtool.custodian.records import Loan, Session, Standing
-from aigovtool.custodian.sessions import CUSTODIAN, SWEEP_ROWS, end_session
+from aigovtool.custodian.records import CUSTODIAN, Loan, Session, Standing
+from aigovtool.custodian.sessions import SWEEP_ROWS, end_session
 from aigovtool.custodian.standing import note_age, renew_standing
 from aigovtool.errors import AIGovToolError, AppraisalError, MalformedError, VerificationError
 from aigovtool.ids import SessionId

@@ -17,10 +17,14 @@ from aigovtool.attestation.dcap.policy import TcbGrace
 from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
+from aigovtool.custodian.periods import Period
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.enrolment import Keys
+from aigovtool.wire.limits import NO_LIMITS, Limits
 
 RequestId = NewType("RequestId", str)
+
+CUSTODIAN = "custodian"  # the actor of what nobody asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,7 @@ class LoanTerms:
         wipe_after_s: without contact for this long, an enclave wipes key and model.
         reattest_interval_s: after this long a session must attest again; 0 for never.
         expires: when the loan ends, or None.
+        limits: of all its queries together, on all enclaves.
     """
 
     max_enclaves: int = 16
@@ -79,11 +84,18 @@ class LoanTerms:
     wipe_after_s: float = 3600.0
     reattest_interval_s: float = 3600.0
     expires: datetime | None = None
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loan:
-    """One model lent to one borrower; `token_sha256` is of its ticket's token."""
+    """
+    One model lent to one borrower.
+
+    Args:
+        token_sha256: of its ticket's token.
+        rate_full_at: when its rate's bucket is full again, None for at once.
+    """
 
     loan: LoanId
     name: str
@@ -94,6 +106,7 @@ class Loan:
     account: Account
     token_sha256: bytes
     created: datetime
+    rate_full_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +118,11 @@ class Consumer:
         budgeted: whether it has a budget of its own within the loan's; fixed when it is made.
         account: that budget, all zero without one.
         used: credits that settlements say it used, budgeted or not.
+        period: when that budget begins anew, None for never.
+        limits: of its queries together, on all enclaves.
+        expires: from when on it is refused, or None.
+        expired: whether that was noted and pushed.
+        rate_full_at: when its rate's bucket is full again, None for at once.
     """
 
     consumer: ConsumerId
@@ -117,6 +135,20 @@ class Consumer:
     account: Account
     used: int
     created: datetime
+    period: Period | None = None
+    limits: Limits = NO_LIMITS
+    expires: datetime | None = None
+    expired: bool = False
+    rate_full_at: datetime | None = None
+
+    @property
+    def capped(self) -> bool:
+        """Whether leases set its credits apart: it has a budget or a rate of its own."""
+        return self.budgeted or self.limits.rate is not None
+
+    def may_ask(self, now: datetime) -> bool:
+        """Whether it is neither blocked nor past its date."""
+        return not self.blocked and (self.expires is None or now < self.expires)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +299,27 @@ class GrantRow:
     created: datetime
     lease: LeaseId | None = None
     key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodRow:
+    """
+    The turn of a consumer's budget to a new period.
+
+    Args:
+        number: of the turn, from 1 for each consumer.
+        withdrawn: what was left of the period before.
+        granted: the new period's budget, less what was still leased.
+    """
+
+    consumer: ConsumerId
+    loan: LoanId
+    number: int
+    unit: str
+    began: datetime
+    withdrawn: int
+    granted: int
+    created: datetime
 
 
 class RequestState(StrEnum):

@@ -32,6 +32,7 @@ class Releasing:
             model = tx.model(permit.model_digest)
         if model is None:
             raise PromiseBrokenError("a loan of a model that is not in the ledger")
+        now = self._ledger.clock.now()
         return Release(
             session=permit.session.session,
             sealed_secrets=self._vault.wrap(permit, model),
@@ -41,8 +42,8 @@ class Releasing:
                 permit.loan,
                 lease=None,
                 left=permit.loan.account.left,
-                now=self._ledger.clock.now(),
+                now=now,
                 key=self._key,
             ),
-            terms=terms_of(permit.loan),
+            terms=terms_of(permit.loan, now),
         )

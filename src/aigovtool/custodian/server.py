@@ -177,6 +177,7 @@ class Server:
         while True:
             try:
                 await off_loop(self._app.reports, self._app.sessions.sweep)
+                await off_loop(self._app.reports, self._app.consumers.sweep)
                 await off_loop(self._app.reports, self._app.reattestation.sweep)
             except AIGovToolError as error:  # a full disk must not end the server
                 _log.error("the sweep failed: %s", error)

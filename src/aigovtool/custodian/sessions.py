@@ -10,6 +10,7 @@ Rule 3: a silent session lapses after its grace; its leases are forfeited when t
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime, timedelta
 
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import verify_signature
@@ -22,7 +23,7 @@ from aigovtool.custodian.lifecycle import (
     move_session,
     state_at,
 )
-from aigovtool.custodian.records import Loan, Session, StopProofRow
+from aigovtool.custodian.records import CUSTODIAN, Loan, Session, StopProofRow
 from aigovtool.custodian.settling import Books
 from aigovtool.errors import ConflictError, NotFoundError, VerificationError
 from aigovtool.ids import SessionId
@@ -31,15 +32,17 @@ from aigovtool.wire.control import Hello, LoanChanged, SessionEnded, StopProof, 
 from aigovtool.wire.enrolment import Terms
 
 SWEEP_ROWS = 200  # in one decision, so that a sweep never holds reports up for long
-CUSTODIAN = "custodian"  # the actor of what nobody asked for
 
 
-def terms_of(loan: Loan) -> Terms:
+def terms_of(loan: Loan, now: datetime) -> Terms:
     """Return what the enclave itself enforces of a loan's terms."""
+    expires = loan.terms.expires
     return Terms(
         lease_duration_s=loan.terms.lease_duration_s,
         wipe_after_s=loan.terms.wipe_after_s,
-        expires=loan.terms.expires,
+        expires=expires,
+        expires_in_s=None if expires is None else (expires - now) / timedelta(seconds=1),
+        limits=loan.terms.limits,
     )
 
 
@@ -151,8 +154,8 @@ class Sessions:
         return Welcome(
             state=state_at(loan.state, loan.terms.expires, entry.now),
             state_reason=loan.state_reason,
-            terms=terms_of(loan),
-            roster=roster_of(entry.tx, loan.loan),
+            terms=terms_of(loan, entry.now),
+            roster=roster_of(entry.tx, loan.loan, entry.now),
             left=loan.account.left,
         )
 

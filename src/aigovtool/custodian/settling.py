@@ -14,23 +14,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from aigovtool.crypto.labels import Label
-from aigovtool.custodian import budget
+from aigovtool.custodian import budget, periods, rates
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.ledger import Entry, consumer_of
 from aigovtool.custodian.records import (
+    CUSTODIAN,
     Consumer,
     LeaseRow,
     LeaseState,
     Loan,
+    PeriodRow,
     Session,
     SettlementRow,
 )
 from aigovtool.errors import ConflictError, MalformedError, VerificationError
 from aigovtool.ids import DIGEST_BYTES, ConsumerId, LeaseId
 from aigovtool.wire.codec import Signed, open_signed
-from aigovtool.wire.control import MAX_SETTLEMENTS, Settlement
+from aigovtool.wire.control import MAX_SETTLEMENTS, CreditsFreed, Settlement
+from aigovtool.wire.limits import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,9 @@ class Books:
         self._loan = loan
         self._consumers: dict[ConsumerId, Consumer] = {}
         self._found: dict[ConsumerId, Consumer] = {}  # as the ledger had them
+        self._turned = False  # a period of some consumer
         self.account: Account = loan.account
+        self.rate_full_at = loan.rate_full_at
 
     def consumer(self, consumer: ConsumerId) -> Consumer:
         """
@@ -111,7 +117,42 @@ class Books:
                     "a consumer of another loan", code="settlement.consumer", came=consumer
                 )
             self._consumers[consumer] = self._found[consumer] = found
+            self.turn_period(consumer)
         return self._consumers[consumer]
+
+    def turn_period(self, consumer_id: ConsumerId) -> None:
+        """Begin a consumer's next period if its last one is over."""
+        consumer, entry = self.consumer(consumer_id), self._entry
+        if consumer.period is None or not periods.is_over(consumer.period, entry.now):
+            return
+        turn = periods.turn(consumer.account, consumer.period, entry.now)
+        self._consumers[consumer_id] = dataclasses.replace(
+            consumer, account=turn.account, period=turn.period
+        )
+        row = PeriodRow(
+            consumer=consumer_id,
+            loan=consumer.loan,
+            number=entry.tx.last_period_of_consumer(consumer_id) + 1,
+            unit=turn.period.unit.value,
+            began=turn.period.began,
+            withdrawn=turn.withdrawn,
+            granted=turn.granted,
+            created=entry.now,
+        )
+        entry.tx.insert_period(row)
+        entry.event(
+            "consumer.period",
+            actor=CUSTODIAN,
+            loan=consumer.loan,
+            consumer=consumer_id,
+            number=row.number,
+            unit=row.unit,
+            began=row.began,
+            withdrawn=row.withdrawn,
+            granted=row.granted,
+            leased=turn.account.leased,
+        )
+        self._turned = True
 
     @property
     def known(self) -> dict[ConsumerId, Consumer]:
@@ -123,12 +164,44 @@ class Books:
             consumer, account=account, used=consumer.used + used
         )
 
+    def rate_room(self, price: int) -> int:
+        """Return how many credits the loan's rate lets through now; 0 when not even *price*."""
+        return _room(self._loan.terms.limits.rate, self.rate_full_at, self._entry.now, price)
+
+    def rate_room_of(self, consumer_id: ConsumerId, price: int) -> int:
+        """Return the same for the rate of a consumer."""
+        consumer = self.consumer(consumer_id)
+        return _room(consumer.limits.rate, consumer.rate_full_at, self._entry.now, price)
+
+    def rate_wait_s(self, price: int) -> float:
+        """Return how long it takes until the loan's rate lets *price* through."""
+        return rates.wait_s(
+            self._loan.terms.limits.rate, self.rate_full_at, self._entry.now, max(1, price)
+        )
+
+    def rate_wait_s_of(self, consumer_id: ConsumerId, price: int) -> float:
+        """Return the same for the rate of a consumer."""
+        consumer = self.consumer(consumer_id)
+        return rates.wait_s(
+            consumer.limits.rate, consumer.rate_full_at, self._entry.now, max(1, price)
+        )
+
     def lease(self, row: LeaseRow) -> None:
-        """Set a lease's credits aside, here and in the budgets that its caps reserve."""
+        """Set a lease's credits aside, here, in the rates and in what its caps reserve."""
         self.account = budget.lease(self.account, row.credits)
+        self.rate_full_at = rates.taken(
+            self._loan.terms.limits.rate, self.rate_full_at, self._entry.now, row.credits
+        )
         for consumer_id, cap in row.caps.items():
             consumer = self.consumer(consumer_id)
-            self._set(consumer, budget.lease(consumer.account, cap))
+            if consumer.budgeted:
+                self._set(consumer, budget.lease(consumer.account, cap))
+            self._consumers[consumer_id] = dataclasses.replace(
+                self._consumers[consumer_id],
+                rate_full_at=rates.taken(
+                    consumer.limits.rate, consumer.rate_full_at, self._entry.now, cap
+                ),
+            )
         self._entry.tx.insert_lease(row)
 
     def settle(self, opened: OpenedSettlement, session: Session, *, actor: str) -> LeaseId:
@@ -166,6 +239,7 @@ class Books:
             if consumer.budgeted:
                 account = _settled(account, row, row.caps.get(consumer_id, 0), used)
             self._set(consumer, account, used=used)
+            self._keep_back(consumer_id, account.left - consumer.account.left, row)
         tx.set_lease_state(dataclasses.replace(row, state=LeaseState.SETTLED, used=settlement.used))
         tx.insert_settlement(
             SettlementRow(
@@ -193,12 +267,24 @@ class Books:
         )
         return row.lease
 
+    def _keep_back(self, consumer_id: ConsumerId, unused: int, row: LeaseRow) -> None:
+        """Withdraw of what came back unused that which is not of the consumer's period."""
+        consumer = self.consumer(consumer_id)
+        if consumer.period is not None and unused:
+            account, period = periods.keep_back(
+                consumer.account, consumer.period, unused, forfeited=row.forfeited
+            )
+            self._consumers[consumer_id] = dataclasses.replace(
+                consumer, account=account, period=period
+            )
+
     def forfeit(self, row: LeaseRow, *, actor: str) -> None:
         """Charge a silent session's lease whole, here and in the budgets that its caps reserve."""
         self.account = budget.forfeit(self.account, row.credits)
         for consumer_id, cap in row.caps.items():
             consumer = self.consumer(consumer_id)
-            self._set(consumer, budget.forfeit(consumer.account, cap))
+            if consumer.budgeted:
+                self._set(consumer, budget.forfeit(consumer.account, cap))
         self._entry.tx.set_lease_state(
             dataclasses.replace(row, state=LeaseState.FORFEITED, forfeited=self._entry.now)
         )
@@ -229,12 +315,27 @@ class Books:
         )
 
     def write(self) -> None:
-        """Write every account that has changed; call it once, at the end of the decision."""
+        """Write everything that has changed; call it once, at the end of the decision."""
+        tx = self._entry.tx
         if self.account != self._loan.account:
-            self._entry.tx.set_loan_account(self._loan.loan, self.account)
+            tx.set_loan_account(self._loan.loan, self.account)
+        if self.rate_full_at != self._loan.rate_full_at:
+            tx.set_loan_terms(dataclasses.replace(self._loan, rate_full_at=self.rate_full_at))
         for name, consumer in self._consumers.items():
-            if consumer is not self._found[name]:
-                self._entry.tx.set_consumer_account(name, consumer.account, consumer.used)
+            found = self._found[name]
+            if (consumer.account, consumer.used) != (found.account, found.used):
+                tx.set_consumer_account(name, consumer.account, consumer.used)
+            if (consumer.period, consumer.rate_full_at) != (found.period, found.rate_full_at):
+                tx.set_consumer_terms(consumer)
+        if self._turned:
+            self._entry.push_roster(self._loan.loan)
+            self._entry.push(self._loan.loan, CreditsFreed(left=self.account.left))
+
+
+def _room(rate: Rate | None, full_at: datetime | None, now: datetime, price: int) -> int:
+    room = rates.available(rate, full_at, now)
+    # less than a query costs would be leased for nothing, and be gone from the rate
+    return 0 if room < min(price, rates.most(rate)) else room
 
 
 def _settled(account: Account, row: LeaseRow, credits: int, used: int) -> Account:

@@ -14,8 +14,8 @@ from typing import Any
 from aigovtool.attestation.appraise import AttestationResult
 from aigovtool.custodian.ageing import DIVISORS, Step, step_at
 from aigovtool.custodian.ledger import Entry
-from aigovtool.custodian.records import Session, Standing
-from aigovtool.custodian.sessions import CUSTODIAN, end_session
+from aigovtool.custodian.records import CUSTODIAN, Session, Standing
+from aigovtool.custodian.sessions import end_session
 
 EVENTS: dict[Step, str] = {
     Step.FULL: "tcb.restored",

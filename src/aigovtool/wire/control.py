@@ -94,7 +94,7 @@ class Want(Message, frozen=True, kw_only=True):
 
     Args:
         credits: how many would serve for one lease duration.
-        by_consumer: what consumers with a budget of their own wait for, by consumer.
+        by_consumer: what consumers with a budget or a rate of their own wait for, by consumer.
         at_least: the price of the largest query that waits: a smaller lease could not pay for it.
         at_least_of: the same, of each of `by_consumer`.
     """
@@ -166,16 +166,22 @@ class Lease(Message, frozen=True, kw_only=True):
 
     Args:
         credits: inferences that may be served from it.
-        caps: for each consumer with a budget of its own, how many of them; one that is not
-            named here and has such a budget may use none.
+        caps: for each consumer with a budget or a rate of its own, how many of them; one that is
+            not named here and has such a budget or rate may use none.
         duration_s: how long it lives from when its report was first sent; 0 means that it serves
             the queries that asked for it and no other.
+        ends_s: for each consumer whose time ends while the lease lives, how long it may use it.
+        place, sharers: this session is the one at `place` (from 0) of `sharers` that share limits
+            on concurrency.
     """
 
     lease: LeaseId
     credits: int
     caps: dict[ConsumerId, int]
     duration_s: float
+    ends_s: dict[ConsumerId, float] = field(default_factory=dict)
+    place: int = 0
+    sharers: int = 1
 
 
 class ReportAnswer(Message, frozen=True, kw_only=True, tag="report-answer"):
@@ -189,6 +195,8 @@ class ReportAnswer(Message, frozen=True, kw_only=True, tag="report-answer"):
         largest_lease: credits that one lease can hold at the most; a query that costs more can
             never be paid for. None when no lease can be had now.
         statement: a fresh `SessionStatement`.
+        rate_wait_s: how long the loan's rate lets nothing more through, 0 when it does.
+        consumer_wait_s: the same for consumers with a rate of their own.
     """
 
     number: int
@@ -199,6 +207,8 @@ class ReportAnswer(Message, frozen=True, kw_only=True, tag="report-answer"):
     consumer_left: dict[ConsumerId, int]
     largest_lease: int | None = None
     statement: Signed
+    rate_wait_s: float = 0.0
+    consumer_wait_s: dict[ConsumerId, float] = field(default_factory=dict)
 
 
 class LoanChanged(Message, frozen=True, kw_only=True, tag="loan-changed"):
@@ -212,6 +222,12 @@ class RosterChanged(Message, frozen=True, kw_only=True, tag="roster-changed"):
     """Consumers are now these, all of them."""
 
     roster: tuple[RosterEntry, ...]
+
+
+class TermsChanged(Message, frozen=True, kw_only=True, tag="terms-changed"):
+    """The terms of the loan are now these."""
+
+    terms: Terms
 
 
 class CreditsFreed(Message, frozen=True, kw_only=True, tag="credits-freed"):
@@ -253,6 +269,7 @@ FromCustodian: TypeAlias = (
     | ReportAnswer
     | LoanChanged
     | RosterChanged
+    | TermsChanged
     | CreditsFreed
     | MoreDecided
     | ReattestWanted

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Message, Signed, Time
+from aigovtool.wire.limits import NO_LIMITS, Limits
 
 
 class ChallengeRequest(Message, frozen=True, kw_only=True):
@@ -68,11 +69,16 @@ class Terms(Message, frozen=True, kw_only=True):
         lease_duration_s: how long a lease lives from when its request was sent (I2).
         wipe_after_s: without contact for this long, key and model are wiped.
         expires: when the loan ends, aware UTC, or None.
+        expires_in_s: how long that was when the custodian said so; the enclave goes by whichever
+            comes first, this time on its own monotonic clock.
+        limits: of all queries of the loan together.
     """
 
     lease_duration_s: float
     wipe_after_s: float
     expires: Time | None
+    expires_in_s: float | None = None
+    limits: Limits = NO_LIMITS
 
 
 class RosterEntry(Message, frozen=True, kw_only=True):
@@ -83,6 +89,9 @@ class RosterEntry(Message, frozen=True, kw_only=True):
         api_key_sha256: 32 bytes; keys are 256 random bits, so a plain hash hides them.
         budgeted: the consumer has a budget of its own within the loan's.
         left: credits left in that budget at the custodian, None when not budgeted.
+        limits: its own, within the loan's.
+        expires_in_s: how long it may still ask when the custodian said so; 0 or less when its time
+            is over, None without an end.
     """
 
     consumer: ConsumerId
@@ -90,6 +99,13 @@ class RosterEntry(Message, frozen=True, kw_only=True):
     blocked: bool
     budgeted: bool
     left: int | None
+    limits: Limits = NO_LIMITS
+    expires_in_s: float | None = None
+
+    @property
+    def capped(self) -> bool:
+        """Whether it uses only what a lease sets apart for it."""
+        return self.budgeted or self.limits.rate is not None
 
 
 class SessionStatement(Message, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from aigovtool.attestation.dcap.policy import TcbGrace
 from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
+from aigovtool.custodian.periods import Period, Unit
 from aigovtool.custodian.records import (
     AppraisalRow,
     Consumer,
@@ -32,6 +33,7 @@ from aigovtool.custodian.records import (
     LogRow,
     Model,
     MoreRequest,
+    PeriodRow,
     RequestState,
     Session,
     Standing,
@@ -40,9 +42,23 @@ from aigovtool.custodian.records import (
 from aigovtool.ids import ConsumerId
 from aigovtool.tlog.tree import HASH_BYTES
 from aigovtool.wire.enrolment import Keys
+from aigovtool.wire.limits import Limits, Rate
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+LOAN_TERMS = (
+    "loan",
+    "max_enclaves",
+    "max_lease_credits",
+    "lease_duration_us",
+    "expires_us",
+    "rate_credits",
+    "rate_per_s",
+    "rate_full_us",
+    "concurrency",
+)
+"""What `set_loan_terms` writes."""
 
 Row = Any  # indexable by column name: sqlite3.Row, or what another driver has
 Values = dict[str, Any]
@@ -87,6 +103,46 @@ def _account(row: Row) -> Account:
         leased=row["leased"],
         spent=row["spent"],
         forfeited=row["forfeited"],
+    )
+
+
+def _limits_values(limits: Limits, full_at: datetime | None) -> Values:
+    rate = limits.rate
+    return {
+        "rate_credits": None if rate is None else rate.credits,
+        "rate_per_s": None if rate is None else rate.per_s,
+        "rate_full_us": to_us_or_none(full_at),
+        "concurrency": limits.concurrency,
+    }
+
+
+def _limits(row: Row) -> Limits:
+    credits = row["rate_credits"]
+    return Limits(
+        rate=None if credits is None else Rate(credits=credits, per_s=row["rate_per_s"]),
+        concurrency=row["concurrency"],
+    )
+
+
+def _period_values(period: Period | None) -> Values:
+    return {
+        "period": None if period is None else period.unit.value,
+        "period_budget": None if period is None else period.budget,
+        "period_began_us": None if period is None else to_us(period.began),
+        "period_ends_us": None if period is None else to_us(period.ends),
+        "period_excess": None if period is None else period.excess,
+    }
+
+
+def _period(row: Row) -> Period | None:
+    if row["period"] is None:
+        return None
+    return Period(
+        unit=Unit(row["period"]),
+        budget=row["period_budget"],
+        began=from_us(row["period_began_us"]),
+        ends=from_us(row["period_ends_us"]),
+        excess=row["period_excess"],
     )
 
 
@@ -153,6 +209,7 @@ def loan_values(row: Loan) -> Values:
         "expires_us": to_us_or_none(row.terms.expires),
         **account_values(row.account),
         "created_us": to_us(row.created),
+        **_limits_values(row.terms.limits, row.rate_full_at),
     }
 
 
@@ -171,10 +228,12 @@ def loan_of(row: Row) -> Loan:
             wipe_after_s=row["wipe_after_us"] / 1e6,
             reattest_interval_s=row["reattest_interval_us"] / 1e6,
             expires=from_us_or_none(row["expires_us"]),
+            limits=_limits(row),
         ),
         account=_account(row),
         token_sha256=row["token_sha256"],
         created=from_us(row["created_us"]),
+        rate_full_at=from_us_or_none(row["rate_full_us"]),
     )
 
 
@@ -190,6 +249,16 @@ def consumer_values(row: Consumer) -> Values:
         **account_values(row.account),
         "used": row.used,
         "created_us": to_us(row.created),
+        **consumer_terms_values(row),
+    }
+
+
+def consumer_terms_values(row: Consumer) -> Values:
+    return {
+        **_period_values(row.period),
+        **_limits_values(row.limits, row.rate_full_at),
+        "expires_us": to_us_or_none(row.expires),
+        "expired": int(row.expired),
     }
 
 
@@ -205,6 +274,11 @@ def consumer_of(row: Row) -> Consumer:
         account=_account(row),
         used=row["used"],
         created=from_us(row["created_us"]),
+        period=_period(row),
+        limits=_limits(row),
+        expires=from_us_or_none(row["expires_us"]),
+        expired=bool(row["expired"]),
+        rate_full_at=from_us_or_none(row["rate_full_us"]),
     )
 
 
@@ -374,6 +448,32 @@ def grant_of(row: Row) -> GrantRow:
         reason=row["reason"],
         actor=row["actor"],
         key=row["idempotency_key"],
+        created=from_us(row["created_us"]),
+    )
+
+
+def period_values(row: PeriodRow) -> Values:
+    return {
+        "consumer": row.consumer,
+        "loan": row.loan,
+        "number": row.number,
+        "unit": row.unit,
+        "began_us": to_us(row.began),
+        "withdrawn": row.withdrawn,
+        "granted": row.granted,
+        "created_us": to_us(row.created),
+    }
+
+
+def period_of(row: Row) -> PeriodRow:
+    return PeriodRow(
+        consumer=row["consumer"],
+        loan=row["loan"],
+        number=row["number"],
+        unit=row["unit"],
+        began=from_us(row["began_us"]),
+        withdrawn=row["withdrawn"],
+        granted=row["granted"],
         created=from_us(row["created_us"]),
     )
 

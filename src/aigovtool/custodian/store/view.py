@@ -27,6 +27,7 @@ from aigovtool.custodian.records import (
     LogRow,
     Model,
     MoreRequest,
+    PeriodRow,
     RequestId,
     Session,
     SettlementRow,
@@ -105,6 +106,24 @@ class View(ABC):
     def consumers_of_loan(self, loan: LoanId) -> Sequence[Consumer]:
         return [rows.consumer_of(row) for row in self._all("consumers_of_loan", loan=loan)]
 
+    def consumers_to_turn(self, now: datetime, limit: int) -> Sequence[ConsumerId]:
+        found = self._all("consumers_to_turn", now_us=rows.to_us(now), limit=limit)
+        return [row["consumer"] for row in found]
+
+    def consumers_to_expire(self, now: datetime, limit: int) -> Sequence[ConsumerId]:
+        found = self._all("consumers_to_expire", now_us=rows.to_us(now), limit=limit)
+        return [row["consumer"] for row in found]
+
+    def consumers_ending(self, loan: LoanId, until: datetime) -> Mapping[ConsumerId, datetime]:
+        found = self._all("consumers_ending", loan=loan, until_us=rows.to_us(until))
+        return {row["consumer"]: rows.from_us(row["expires_us"]) for row in found}
+
+    def last_period_of_consumer(self, consumer: ConsumerId) -> int:
+        return int(self._just_one("last_period_of_consumer", consumer=consumer)["number"])
+
+    def periods_of_loan(self, loan: LoanId, limit: int) -> Sequence[PeriodRow]:
+        return [rows.period_of(row) for row in self._all("periods_of_loan", loan=loan, limit=limit)]
+
     def session(self, session: SessionId) -> Session | None:
         row = self._one("session", session=session)
         return None if row is None else rows.session_of(row)
@@ -122,6 +141,16 @@ class View(ABC):
     def count_sessions(self, loan: LoanId) -> Mapping[SessionState, int]:
         found = self._all("count_sessions", loan=loan)
         return {SessionState(row["state"]): row["sessions"] for row in found}
+
+    def count_sharers(self, loan: LoanId, session: SessionId) -> int:
+        return int(self._just_one("count_sharers", loan=loan, session=session)["sessions"])
+
+    def limits_concurrency(self, loan: LoanId) -> bool:
+        return bool(self._just_one("limits_concurrency", loan=loan)["consumers"])
+
+    def place_of_session(self, session: SessionId) -> tuple[int, int]:
+        row = self._just_one("place_of_session", session=session)
+        return row["place"], row["sessions"]
 
     def standing(self, session: SessionId) -> Standing | None:
         row = self._one("standing", session=session)
@@ -275,6 +304,10 @@ class View(ABC):
     def set_loan_state(self, loan: LoanId, state: LoanState, reason: str) -> None:
         self._change("set_loan_state", loan=loan, state=state.value, state_reason=reason)
 
+    def set_loan_terms(self, row: Loan) -> None:
+        values = rows.loan_values(row)
+        self._change("set_loan_terms", **{name: values[name] for name in rows.LOAN_TERMS})
+
     def set_loan_token(self, loan: LoanId, token_sha256: bytes) -> None:
         self._change("set_loan_token", loan=loan, token_sha256=token_sha256)
 
@@ -290,6 +323,12 @@ class View(ABC):
         self._change(
             "set_consumer_blocked", consumer=consumer, blocked=int(blocked), blocked_reason=reason
         )
+
+    def set_consumer_terms(self, row: Consumer) -> None:
+        self._change("set_consumer_terms", consumer=row.consumer, **rows.consumer_terms_values(row))
+
+    def insert_period(self, row: PeriodRow) -> None:
+        self._run("insert_period", **rows.period_values(row))
 
     def insert_session(self, row: Session) -> None:
         self._run("insert_session", **rows.session_values(row))

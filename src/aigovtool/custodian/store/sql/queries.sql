@@ -32,31 +32,36 @@ FROM models ORDER BY created_us, name, version;
 -- Make a loan.
 INSERT INTO loans (loan, name, model, state, state_reason, policy, token_sha256, max_enclaves,
     max_lease_credits, lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us,
-    expires_us, granted, remaining, leased, spent, forfeited, created_us)
+    expires_us, granted, remaining, leased, spent, forfeited, created_us,
+    rate_credits, rate_per_s, rate_full_us, concurrency)
 VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :max_enclaves,
     :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us,
     :reattest_interval_us, :expires_us, :granted, :remaining, :leased, :spent, :forfeited,
-    :created_us);
+    :created_us,
+    :rate_credits, :rate_per_s, :rate_full_us, :concurrency);
 
 -- name: loan
 -- One loan by its id.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
-    remaining, leased, spent, forfeited, created_us
+    remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
+    concurrency
 FROM loans WHERE loan = :loan;
 
 -- name: loan_of_token
 -- The loan whose ticket holds a token with this hash.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
-    remaining, leased, spent, forfeited, created_us
+    remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
+    concurrency
 FROM loans WHERE token_sha256 = :token_sha256;
 
 -- name: loans
 -- All loans, the oldest first.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
-    remaining, leased, spent, forfeited, created_us
+    remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
+    concurrency
 FROM loans ORDER BY created_us, loan;
 
 -- name: loans_past_date
@@ -85,20 +90,28 @@ UPDATE loans SET token_sha256 = :token_sha256 WHERE loan = :loan;
 -- name: insert_consumer
 -- Make a consumer.
 INSERT INTO consumers (consumer, loan, name, key_sha256, blocked, blocked_reason, budgeted,
-    granted, remaining, leased, spent, forfeited, used, created_us)
+    granted, remaining, leased, spent, forfeited, used, created_us, period, period_budget,
+    period_began_us, period_ends_us, period_excess, rate_credits, rate_per_s, rate_full_us,
+    concurrency, expires_us, expired)
 VALUES (:consumer, :loan, :name, :key_sha256, :blocked, :blocked_reason, :budgeted, :granted,
-    :remaining, :leased, :spent, :forfeited, :used, :created_us);
+    :remaining, :leased, :spent, :forfeited, :used, :created_us, :period, :period_budget,
+    :period_began_us, :period_ends_us, :period_excess, :rate_credits, :rate_per_s, :rate_full_us,
+    :concurrency, :expires_us, :expired);
 
 -- name: consumer
 -- One consumer by its id.
 SELECT consumer, loan, name, key_sha256, blocked, blocked_reason, budgeted, granted, remaining,
-    leased, spent, forfeited, used, created_us
+    leased, spent, forfeited, used, created_us, period, period_budget, period_began_us,
+    period_ends_us, period_excess, rate_credits, rate_per_s, rate_full_us, concurrency, expires_us,
+    expired
 FROM consumers WHERE consumer = :consumer;
 
 -- name: consumers_of_loan
 -- The consumers of a loan, the oldest first.
 SELECT consumer, loan, name, key_sha256, blocked, blocked_reason, budgeted, granted, remaining,
-    leased, spent, forfeited, used, created_us
+    leased, spent, forfeited, used, created_us, period, period_budget, period_began_us,
+    period_ends_us, period_excess, rate_credits, rate_per_s, rate_full_us, concurrency, expires_us,
+    expired
 FROM consumers WHERE loan = :loan ORDER BY created_us, consumer;
 
 -- name: set_consumer_account
@@ -111,6 +124,55 @@ WHERE consumer = :consumer;
 -- Block or unblock a consumer.
 UPDATE consumers SET blocked = :blocked, blocked_reason = :blocked_reason
 WHERE consumer = :consumer;
+
+-- name: set_consumer_terms
+-- Write when a consumer's budget begins anew, its limits, and until when it may ask.
+UPDATE consumers SET period = :period, period_budget = :period_budget,
+    period_began_us = :period_began_us, period_ends_us = :period_ends_us,
+    period_excess = :period_excess, rate_credits = :rate_credits, rate_per_s = :rate_per_s,
+    rate_full_us = :rate_full_us, concurrency = :concurrency, expires_us = :expires_us,
+    expired = :expired
+WHERE consumer = :consumer;
+
+-- name: set_loan_terms
+-- Write those terms of a loan that may be changed, and where its rate's bucket stands.
+UPDATE loans SET max_enclaves = :max_enclaves, max_lease_credits = :max_lease_credits,
+    lease_duration_us = :lease_duration_us, expires_us = :expires_us,
+    rate_credits = :rate_credits, rate_per_s = :rate_per_s, rate_full_us = :rate_full_us,
+    concurrency = :concurrency
+WHERE loan = :loan;
+
+-- name: consumers_to_turn
+-- Consumers whose budget's period is over, of loans that may serve again.
+SELECT consumers.consumer AS consumer FROM consumers
+    JOIN loans ON loans.loan = consumers.loan
+WHERE consumers.period IS NOT NULL AND consumers.period_ends_us <= :now_us
+    AND loans.state IN ('active', 'stopped')
+ORDER BY consumers.consumer LIMIT :limit;
+
+-- name: consumers_to_expire
+-- Consumers past their date whose enclaves were not told.
+SELECT consumer FROM consumers WHERE expired = 0 AND expires_us <= :now_us
+ORDER BY consumer LIMIT :limit;
+
+-- name: consumers_ending
+-- Consumers of a loan whose date comes before :until_us and was not noted as past.
+SELECT consumer, expires_us FROM consumers
+WHERE loan = :loan AND expired = 0 AND expires_us < :until_us;
+
+-- name: insert_period
+-- Keep the turn of a consumer's budget to a new period.
+INSERT INTO periods (consumer, loan, number, unit, began_us, withdrawn, granted, created_us)
+VALUES (:consumer, :loan, :number, :unit, :began_us, :withdrawn, :granted, :created_us);
+
+-- name: last_period_of_consumer
+-- The number of a consumer's last turn; 0 before the first.
+SELECT coalesce(max(number), 0) AS number FROM periods WHERE consumer = :consumer;
+
+-- name: periods_of_loan
+-- Turns of budgets under a loan, the newest first.
+SELECT consumer, loan, number, unit, began_us, withdrawn, granted, created_us
+FROM periods WHERE loan = :loan ORDER BY created_us DESC, consumer, number DESC LIMIT :limit;
 
 -- name: insert_session
 -- Open a session: its evidence was appraised as acceptable.
@@ -160,6 +222,23 @@ RELEASE SAVEPOINT decision;
 -- name: count_sessions
 -- How many sessions of a loan are in which state.
 SELECT state, count(*) AS sessions FROM sessions WHERE loan = :loan GROUP BY state;
+
+-- name: count_sharers
+-- How many other sessions hold leases of what a loan has left.
+SELECT count(DISTINCT session) AS sessions FROM leases
+WHERE loan = :loan AND state = 'open' AND session <> :session;
+
+-- name: limits_concurrency
+-- Whether any consumer of a loan may run only so many queries at one time.
+SELECT count(*) AS consumers FROM consumers WHERE loan = :loan AND concurrency IS NOT NULL;
+
+-- name: place_of_session
+-- How many sessions of a loan live, and how many of them were opened before this one.
+SELECT count(*) AS sessions, coalesce(sum(CASE WHEN others.opened_us < mine.opened_us
+        OR (others.opened_us = mine.opened_us AND others.session < mine.session)
+    THEN 1 ELSE 0 END), 0) AS place
+FROM sessions AS mine JOIN sessions AS others ON others.loan = mine.loan
+WHERE mine.session = :session AND others.state = 'live';
 
 -- name: set_session_state
 -- Move a session to another state, or note when its connection opened or closed.
