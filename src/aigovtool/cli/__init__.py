@@ -15,6 +15,7 @@ _GROUPS = {
     "demo": "run the whole story on this machine",
     "log": "check a custodian's transparency log, and proofs from it, without trusting it",
     "enclave": "host a lent model inside a trusted execution environment",
+    "statement": "check a custodian's signed account of a loan, offline",
 }
 
 

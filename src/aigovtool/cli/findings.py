@@ -17,11 +17,12 @@ def tell(findings: Iterable[Finding]) -> None:
     """Print findings for people; what they quote may be anybody's words."""
     for finding in findings:
         head = Text(f"{finding.code}: ", style="bold red")
-        result.print(head + _plain(f"{finding.subject}: {finding.message}"))
+        result.print(head + plain(f"{finding.subject}: {finding.message}"))
         for name, text in (("expected", finding.expected), ("came", finding.came)):
             if text is not None:
-                result.print(Text(f"{name:>11}: ", style="dim") + _plain(text))
+                result.print(Text(f"{name:>11}: ", style="dim") + plain(text))
 
 
-def _plain(text: str) -> Text:
+def plain(text: str) -> Text:
+    """Return *text* as it may reach a terminal: no markup, no control sequence."""
     return Text("".join(c if c.isprintable() else "\ufffd" for c in text), style="default")

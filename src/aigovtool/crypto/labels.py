@@ -24,6 +24,7 @@ class Label(bytes, Enum):
     CONTROL_HELLO = b"aigovtool/v1/control-hello"
     SETTLEMENT = b"aigovtool/v1/settlement"
     RECEIPT = b"aigovtool/v1/receipt"
+    STATEMENT = b"aigovtool/v1/statement"
     STOP_PROOF = b"aigovtool/v1/stop-proof"
     RA_TLS = b"aigovtool/v1/ra-tls"
     LOG_KEY = b"aigovtool/v1/log-key"

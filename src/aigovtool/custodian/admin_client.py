@@ -18,7 +18,7 @@ import msgspec
 
 from aigovtool.channel.plainly import why_it_failed
 from aigovtool.custodian import files
-from aigovtool.errors import ConfigurationError, MalformedError, UnavailableError
+from aigovtool.errors import ConfigurationError, MalformedError, TooLargeError, UnavailableError
 from aigovtool.wire.codec import decode
 from aigovtool.wire.problem import error_of
 
@@ -64,6 +64,19 @@ class AdminClient:
         """
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", path + ("?" + urlencode(given) if given else ""), None, kind)
+
+    def download(self, path: str, max_bytes: int, **query: str) -> bytes:
+        """
+        Return the bytes that ``GET path`` answers; raises as `get`.
+
+        Raises:
+            TooLargeError: more than *max_bytes*.
+        """
+        with self._answer("GET", f"{path}?{urlencode(query)}", None, None) as answer:
+            data = answer.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise TooLargeError("answer too large", expected=f"at most {max_bytes} bytes")
+        return data
 
     def post(self, path: str, body: Any, kind: type[T], *, idempotency_key: str | None = None) -> T:
         """Return what ``POST path`` with a JSON body answers; raises as `get`."""

@@ -22,6 +22,7 @@ from aigovtool.clock import Clock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import make_custodian_root
 from aigovtool.custodian import files, vault
+from aigovtool.custodian.accounting import Accounting
 from aigovtool.custodian.admission import Admission
 from aigovtool.custodian.appraisal import Appraiser, Completes
 from aigovtool.custodian.challenges import Challenges
@@ -75,6 +76,7 @@ class App:
     leasing: Leasing
     enrolment: Enrolment
     reattestation: Reattestation
+    accounting: Accounting
     uploads: Uploads
     logbook: Logbook
     reports: ThreadPoolExecutor
@@ -308,6 +310,7 @@ def _build(
             release=Releasing(ledger=ledger, vault=keeper, key=key).release,
             appraiser=appraiser,
         ),
+        accounting=Accounting(ledger=ledger, key=key),
         reattestation=Reattestation(ledger=ledger, appraiser=appraiser),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
         logbook=Logbook(

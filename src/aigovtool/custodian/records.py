@@ -19,6 +19,7 @@ from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.periods import Period
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Signed
 from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.limits import NO_LIMITS, Limits
 
@@ -272,6 +273,21 @@ class SettlementRow:
     payload: bytes
     signature: bytes
     received: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseAccount:
+    """What became of a lease, with the settlement as it came, None while there is none."""
+
+    lease: LeaseId
+    session: SessionId
+    credits: int
+    granted: datetime
+    expires: datetime
+    forfeited: datetime | None
+    refunded: datetime | None
+    settlement: Signed | None
+    received: datetime | None
 
 
 class GrantKind(StrEnum):

@@ -36,6 +36,7 @@ from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.telemetry.metrics import render
 from aigovtool.wire.codec import decode
 from aigovtool.wire.log import LOG_PATH
+from aigovtool.wire.statement import StatementFile
 
 MAX_BODY_BYTES = 2 << 20  # a policy file
 MAX_ROWS = 10_000
@@ -237,6 +238,17 @@ class AdminDoor:
                 ),
             )
 
+    async def statement(self, request: Request) -> Response:
+        """The account of a loan for a span, signed; as a file to hand on."""
+        loan = LoanId(request.path_params["loan"])
+        begin, end = _time(request, "begin"), _time(request, "end")
+
+        def draw_up() -> bytes:
+            return self._app.accounting.statement(loan, begin=begin, end=end)
+
+        file = await off_loop(self._app.pool, draw_up)
+        return Response(file, media_type="application/json", headers={"Cache-Control": "no-store"})
+
     # --- changing ----------------------------------------------------------------------------
 
     async def create_loan(self, request: Request) -> Response:
@@ -419,6 +431,22 @@ class AdminDoor:
         return manifest_text(self._app.identity, loan, policy=tx.loan_policy(loan))
 
 
+def _time(request: Request, name: str) -> datetime:
+    """Return an aware time of the query; raises MalformedError."""
+    text = request.query_params.get(name, "")
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise MalformedError(
+            f"{name} is not a time",
+            expected="RFC 3339, such as 2026-11-01T00:00:00Z",
+            came=ascii(text[:40]),
+        )
+    return time
+
+
 def operations_of(door: AdminDoor) -> list[Operation]:
     """Return the route table, from which routing and OpenAPI are made."""
     v1 = "/api/v1"
@@ -474,6 +502,13 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             "The manifest for a loan's consumers",
             door.manifest,
             views.ManifestView,
+        ),
+        _get(
+            f"{v1}/loans/{{loan}}/statement",
+            "The signed account of a loan from begin to end",
+            door.statement,
+            StatementFile,
+            ("begin", "end"),
         ),
         _get(
             f"{v1}/consumers", "List consumers", door.consumers, list[views.ConsumerView], listing

@@ -35,6 +35,7 @@ from aigovtool.custodian.records import (
     Custodian,
     Event,
     GrantRow,
+    LeaseAccount,
     LeaseRow,
     Loan,
     LogHead,
@@ -49,6 +50,7 @@ from aigovtool.custodian.records import (
     StopProofRow,
 )
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Signed
 
 
 class Reading(Protocol):
@@ -158,6 +160,32 @@ class Reading(Protocol):
         ...
 
     def settlement_payload(self, lease: LeaseId) -> bytes | None: ...
+
+    def balance_at(self, loan: LoanId, at: datetime) -> Account:
+        """Return the loan's account as all moves before *at* add up to it."""
+        ...
+
+    def grants_between(
+        self, loan: LoanId, begin: datetime, end: datetime
+    ) -> Sequence[GrantRow]: ...
+
+    def leases_between(
+        self, loan: LoanId, begin: datetime, end: datetime, limit: int
+    ) -> Sequence[LeaseAccount]:
+        """Return leases that were unsettled at *begin*, or granted or moved since, as of now."""
+        ...
+
+    def settlements_before(self, session: SessionId, before: datetime) -> Sequence[Signed]:
+        """Return those of the session that came last before a time, several from one report."""
+        ...
+
+    def sessions_between(self, loan: LoanId, begin: datetime, end: datetime) -> Sequence[SessionId]:
+        """Return sessions that were opened or ended in the span."""
+        ...
+
+    def events_between(
+        self, loan: LoanId, begin: datetime, end: datetime, after: int, limit: int
+    ) -> Sequence[Event]: ...
 
     def grant_of_key(self, key: str) -> GrantRow | None: ...
     def grants_of_loan(self, loan: LoanId, limit: int) -> Sequence[GrantRow]: ...

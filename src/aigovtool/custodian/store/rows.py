@@ -25,6 +25,7 @@ from aigovtool.custodian.records import (
     Event,
     GrantKind,
     GrantRow,
+    LeaseAccount,
     LeaseRow,
     LeaseState,
     Loan,
@@ -41,6 +42,7 @@ from aigovtool.custodian.records import (
 )
 from aigovtool.ids import ConsumerId
 from aigovtool.tlog.tree import HASH_BYTES
+from aigovtool.wire.codec import Signed
 from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.limits import Limits, Rate
 
@@ -421,6 +423,39 @@ def lease_of(row: Row, caps: Mapping[ConsumerId, int]) -> LeaseRow:
         forfeited=from_us_or_none(row["forfeited_us"]),
         refunded=from_us_or_none(row["refunded_us"]),
         caps=caps,
+    )
+
+
+def span_values(begin: datetime, end: datetime) -> Values:
+    return {"begin_us": to_us(begin), "end_us": to_us(end)}
+
+
+def balance_of(row: Row) -> Account:
+    # sums are wider than their terms in some databases, and come as another type
+    granted, leased, spent, forfeited = (
+        int(row[name]) for name in ("granted", "leased", "spent", "forfeited")
+    )
+    return Account(
+        granted=granted,
+        left=granted - leased - spent - forfeited,
+        leased=leased,
+        spent=spent,
+        forfeited=forfeited,
+    )
+
+
+def lease_account_of(row: Row) -> LeaseAccount:
+    settled = row["payload"] is not None
+    return LeaseAccount(
+        lease=row["lease"],
+        session=row["session"],
+        credits=row["credits"],
+        granted=from_us(row["granted_us"]),
+        expires=from_us(row["expires_us"]),
+        forfeited=from_us_or_none(row["forfeited_us"]),
+        refunded=from_us_or_none(row["refunded_us"]),
+        settlement=Signed(payload=row["payload"], signature=row["signature"]) if settled else None,
+        received=from_us_or_none(row["received_us"]),
     )
 
 

@@ -21,6 +21,7 @@ from aigovtool.custodian.records import (
     Custodian,
     Event,
     GrantRow,
+    LeaseAccount,
     LeaseRow,
     Loan,
     LogHead,
@@ -37,6 +38,7 @@ from aigovtool.custodian.records import (
 from aigovtool.custodian.store import rows
 from aigovtool.errors import ConflictError, PromiseBrokenError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.wire.codec import Signed
 
 
 class View(ABC):
@@ -221,6 +223,35 @@ class View(ABC):
     def settlement_payload(self, lease: LeaseId) -> bytes | None:
         row = self._one("settlement_payload", lease=lease)
         return None if row is None else row["payload"]
+
+    def balance_at(self, loan: LoanId, at: datetime) -> Account:
+        return rows.balance_of(self._just_one("balance_at", loan=loan, at_us=rows.to_us(at)))
+
+    def grants_between(self, loan: LoanId, begin: datetime, end: datetime) -> Sequence[GrantRow]:
+        found = self._all("grants_between", loan=loan, **rows.span_values(begin, end))
+        return [rows.grant_of(row) for row in found]
+
+    def leases_between(
+        self, loan: LoanId, begin: datetime, end: datetime, limit: int
+    ) -> Sequence[LeaseAccount]:
+        span = rows.span_values(begin, end)
+        found = self._all("leases_between", loan=loan, limit=limit, **span)
+        return [rows.lease_account_of(row) for row in found]
+
+    def settlements_before(self, session: SessionId, before: datetime) -> Sequence[Signed]:
+        found = self._all("settlements_before", session=session, before_us=rows.to_us(before))
+        return [Signed(payload=row["payload"], signature=row["signature"]) for row in found]
+
+    def sessions_between(self, loan: LoanId, begin: datetime, end: datetime) -> Sequence[SessionId]:
+        found = self._all("sessions_between", loan=loan, **rows.span_values(begin, end))
+        return [row["session"] for row in found]
+
+    def events_between(
+        self, loan: LoanId, begin: datetime, end: datetime, after: int, limit: int
+    ) -> Sequence[Event]:
+        span = rows.span_values(begin, end)
+        found = self._all("events_between", loan=loan, after=after, limit=limit, **span)
+        return [rows.event_of(row) for row in found]
 
     def grant_of_key(self, key: str) -> GrantRow | None:
         row = self._one("grant_of_key", idempotency_key=key)

@@ -418,6 +418,68 @@ INSERT INTO settlement_uses (lease, consumer, credits) VALUES (:lease, :consumer
 -- The signed bytes of a lease's settlement.
 SELECT payload FROM settlements WHERE lease = :lease;
 
+-- name: balance_at
+-- What had become of a loan's credits at a time: the moves before it, added up.
+SELECT
+    (SELECT coalesce(sum(credits), 0) FROM grants
+        WHERE loan = :loan AND consumer IS NULL AND created_us < :at_us) AS granted,
+    coalesce(sum(CASE
+        WHEN settlements.received_us < :at_us OR leases.forfeited_us < :at_us THEN 0
+        ELSE leases.credits END), 0) AS leased,
+    coalesce(sum(CASE
+        WHEN settlements.received_us < :at_us THEN settlements.used
+        ELSE 0 END), 0) AS spent,
+    coalesce(sum(CASE
+        WHEN leases.forfeited_us IS NULL OR leases.forfeited_us >= :at_us THEN 0
+        WHEN settlements.received_us IS NULL OR settlements.received_us >= :at_us
+            THEN leases.credits
+        WHEN leases.refunded_us IS NOT NULL THEN leases.credits - settlements.used
+        ELSE 0 END), 0) AS forfeited
+FROM leases LEFT JOIN settlements ON settlements.lease = leases.lease
+WHERE leases.loan = :loan AND leases.granted_us < :at_us;
+
+-- name: grants_between
+-- The making of credits in a span, the oldest first.
+SELECT loan, consumer, credits, kind, lease, reason, actor, idempotency_key, created_us
+FROM grants WHERE loan = :loan AND created_us >= :begin_us AND created_us < :end_us
+ORDER BY number;
+
+-- name: leases_between
+-- Leases that were unsettled at the beginning of a span, or granted or moved in it.
+SELECT leases.lease AS lease, leases.session AS session, leases.credits AS credits,
+    leases.granted_us AS granted_us, leases.expires_us AS expires_us,
+    leases.forfeited_us AS forfeited_us, leases.refunded_us AS refunded_us,
+    settlements.payload AS payload, settlements.signature AS signature,
+    settlements.received_us AS received_us
+FROM leases LEFT JOIN settlements ON settlements.lease = leases.lease
+WHERE leases.loan = :loan AND leases.granted_us < :end_us
+    AND ((settlements.received_us IS NULL AND leases.forfeited_us IS NULL)
+        OR settlements.received_us >= :begin_us
+        OR leases.forfeited_us >= :begin_us
+        OR leases.refunded_us >= :begin_us)
+ORDER BY leases.granted_us, leases.lease LIMIT :limit;
+
+-- name: settlements_before
+-- The settlements of a session that came last before a time.
+SELECT settlements.payload AS payload, settlements.signature AS signature
+FROM settlements JOIN leases ON leases.lease = settlements.lease
+WHERE leases.session = :session AND settlements.received_us = (
+    SELECT max(earlier.received_us) FROM settlements AS earlier
+        JOIN leases AS theirs ON theirs.lease = earlier.lease
+    WHERE theirs.session = :session AND earlier.received_us < :before_us);
+
+-- name: sessions_between
+-- Sessions that were opened or ended in a span.
+SELECT session FROM sessions
+WHERE loan = :loan AND opened_us < :end_us AND (opened_us >= :begin_us OR ended_us >= :begin_us)
+ORDER BY opened_us, session;
+
+-- name: events_between
+-- Everything that was decided for a loan in a span, the oldest first.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE loan = :loan AND number > :after AND time_us >= :begin_us AND time_us < :end_us
+ORDER BY number LIMIT :limit;
+
 -- name: insert_grant
 -- Keep why credits were made.
 INSERT INTO grants (loan, consumer, credits, kind, lease, reason, actor, idempotency_key,
