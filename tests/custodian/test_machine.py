@@ -13,6 +13,7 @@ import itertools
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
@@ -40,6 +41,7 @@ from aigovtool.wire.control import Lease, Report, ReportAnswer
 from tests.custodian.ledgers import Bench, FakeEnclave, OnPostgres
 
 MAX_ENCLAVES = 3
+LONG_AFTER = datetime(2100, 1, 1, tzinfo=UTC)
 BREAKS = st.sampled_from([None, None, None, "lost", "kept"])
 
 
@@ -261,7 +263,9 @@ class Lending(RuleBasedStateMachine):
         with self.bench.ledger.read() as tx:
             loan, leases = tx.loan(self.loan), tx.leases_of_loan(self.loan, 10_000)
             own, shared = tx.consumer(self.own), tx.consumer(self.shared)
+            moves = tx.balance_at(self.loan, LONG_AFTER)
         assert loan is not None
+        assert moves == loan.account  # what a statement says is what was decided
         assert own is not None
         assert shared is not None
         account = loan.account
