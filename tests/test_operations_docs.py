@@ -16,3 +16,10 @@ def test_every_metric_is_in_the_table_and_no_other() -> None:
     shown = re.findall(r'"(aigovtool_(?:custodian|enclave)_\w+)"', "\n".join(SOURCES))
     assert len(shown) > 20
     assert sorted(set(shown)) == sorted(re.findall(r"^\| `(aigovtool_\w+)`", PAGE, re.MULTILINE))
+
+
+def test_every_named_log_line_is_in_the_table_and_no_other() -> None:
+    given = re.findall(r'extra=event\(\s*"([a-z_.]+)"', "\n".join(SOURCES))
+    assert len(given) > 10
+    table = PAGE.partition("## Logs")[2].partition("\n## ")[0]
+    assert sorted(set(given)) == sorted(re.findall(r"^\| `([a-z_.]+)`", table, re.MULTILINE))

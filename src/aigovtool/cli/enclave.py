@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import re
 import secrets
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from aigovtool.attestation.evidence import Tee
 from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
 from aigovtool.enclave.attester.base import ATTESTED
 from aigovtool.enclave.config import DEFAULT_COMPUTE_THREADS, DEFAULT_LISTEN, EnclaveConfig, Limits
+from aigovtool.telemetry.logs import FORMATS, configure
 
 if TYPE_CHECKING:
     from aigovtool.clock import Clock
@@ -127,6 +126,13 @@ def enclave() -> None:
     show_default=True,
     help="How much is said on stderr; never anything of a query.",
 )
+@_option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default=FORMATS[0],
+    show_default=True,
+    help="Lines for people, or one JSON object a line.",
+)
 @_limit_options
 @exits
 def serve(
@@ -143,6 +149,7 @@ def serve(
     metrics_listen: str | None,
     metrics_token_file: Path | None,
     log_level: str,
+    log_format: str,
     **limits: int | float,
 ) -> None:
     """
@@ -157,11 +164,7 @@ def serve(
     from aigovtool.wire.ticket import read_ticket
 
     loan = read_ticket(ticket)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    configure(level=log_level, form=log_format)
     for missing in harden():
         talk.print(f"not hardened: {missing}")
     clock = SystemClock()

@@ -10,6 +10,7 @@ Rule 3: time is read once, when the decision begins.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -26,10 +27,14 @@ from aigovtool.custodian.records import Consumer, LeaseRow, Loan, Session, Stand
 from aigovtool.custodian.store.base import Reading, Store, Writing
 from aigovtool.errors import ConflictError, NotFoundError, PromiseBrokenError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.telemetry.logs import event
 from aigovtool.wire.control import FromCustodian, RosterChanged
 from aigovtool.wire.enrolment import RosterEntry
 
 _SECOND = timedelta(seconds=1)
+_EVERYDAY = frozenset({"lease.granted", "lease.settled"})  # many a second
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +62,40 @@ class Publisher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An event that was committed, as it is logged: without its detail, which holds reasons."""
+
+    kind: str
+    loan: LoanId | None
+    session: SessionId | None
+    consumer: ConsumerId | None
+    lease: LeaseId | None
+
+    def log(self) -> None:
+        """Log it under its own name."""
+        level = logging.DEBUG if self.kind in _EVERYDAY else logging.INFO
+        if _log.isEnabledFor(level):
+            ids = {
+                "loan": self.loan,
+                "session": self.session,
+                "consumer": self.consumer,
+                "lease": self.lease,
+            }
+            words = " ".join(f"{name} {value}" for name, value in ids.items() if value is not None)
+            _log.log(level, "%s: %s", self.kind, words, extra=event(self.kind, **ids))
+
+
 class Entry:
     """One decision being made: the ledger's rows, the time, its events and pushes."""
 
-    __slots__ = ("kinds", "now", "pushes", "tx")
+    __slots__ = ("noted", "now", "pushes", "tx")
 
     def __init__(self, tx: Writing, now: datetime) -> None:
         self.tx = tx
         self.now = now
         self.pushes: list[Push] = []
-        self.kinds: list[str] = []  # of the events
+        self.noted: list[Noted] = []  # its events
 
     def event(
         self,
@@ -80,7 +109,7 @@ class Entry:
         **detail: Any,
     ) -> None:
         """Append an event; *detail* is written as JSON and holds no secret."""
-        self.kinds.append(kind)
+        self.noted.append(Noted(kind, loan, session, consumer, lease))
         self.tx.insert_event(
             time=self.now,
             kind=kind,
@@ -112,12 +141,12 @@ class Entry:
 class Together:
     """Several decisions that become durable in one commit, each whole or not at all."""
 
-    __slots__ = ("_clock", "_tx", "kinds", "pushes")
+    __slots__ = ("_clock", "_tx", "noted", "pushes")
 
     def __init__(self, tx: Writing, clock: Clock) -> None:
         self._tx = tx
         self._clock = clock
-        self.kinds: list[str] = []
+        self.noted: list[Noted] = []
         self.pushes: list[Push] = []
 
     @contextlib.contextmanager
@@ -126,7 +155,7 @@ class Together:
         entry = Entry(self._tx, self._clock.now())
         with self._tx.savepoint():
             yield entry
-        self.kinds += entry.kinds
+        self.noted += entry.noted
         self.pushes += entry.pushes
 
 
@@ -151,7 +180,7 @@ class Ledger:
             with self._store.write() as tx:
                 entry = Entry(tx, self.clock.now())
                 yield entry
-            self._tell(entry.pushes, entry.kinds)
+            self._tell(entry.pushes, entry.noted)
 
     @contextlib.contextmanager
     def write_together(self) -> Iterator[Together]:
@@ -160,10 +189,12 @@ class Ledger:
             with self._store.write() as tx:
                 together = Together(tx, self.clock)
                 yield together
-            self._tell(together.pushes, together.kinds)
+            self._tell(together.pushes, together.noted)
 
-    def _tell(self, pushes: list[Push], kinds: list[str]) -> None:
-        self.written.update(kinds)
+    def _tell(self, pushes: list[Push], noted: list[Noted]) -> None:
+        for one in noted:
+            self.written[one.kind] += 1
+            one.log()
         for push in pushes:
             self._publisher.publish(push)
         self._publisher.changed()

@@ -29,6 +29,7 @@ from aigovtool.custodian.api.http import off_loop
 from aigovtool.custodian.app import App
 from aigovtool.custodian.data import Address, ServerConfig
 from aigovtool.errors import AIGovToolError, ConfigurationError
+from aigovtool.telemetry.logs import event
 from aigovtool.wire.control import MAX_CONTROL_BYTES, ShuttingDown
 
 SWEEP_EVERY_S = 1.0
@@ -180,9 +181,11 @@ class Server:
                 await off_loop(self._app.reports, self._app.consumers.sweep)
                 await off_loop(self._app.reports, self._app.reattestation.sweep)
             except AIGovToolError as error:  # a full disk must not end the server
-                _log.error("the sweep failed: %s", error)
+                _log.error("the sweep failed: %s", error, extra=event("sweep.failed"))
             except Exception:  # noqa: BLE001 - nor must our own fault: stop and block must work on
-                _log.exception("the sweep failed by a fault of this program")
+                _log.exception(
+                    "the sweep failed by a fault of this program", extra=event("sweep.failed")
+                )
             await asyncio.sleep(SWEEP_EVERY_S)
 
     async def _log_on(self) -> None:

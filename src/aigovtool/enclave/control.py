@@ -29,6 +29,7 @@ from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.reattestation import Reattestation
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError
+from aigovtool.telemetry.logs import event
 from aigovtool.wire.codec import sign
 from aigovtool.wire.control import (
     CreditsFreed,
@@ -63,10 +64,12 @@ class Ending:
     Args:
         to: the state that the enclave goes to.
         reason: in words.
+        logged: the same without what a person at the custodian wrote; None when nothing is.
     """
 
     to: State
     reason: str
+    logged: str | None = None
 
 
 class Host(Protocol):
@@ -146,7 +149,9 @@ class Conversation:
                     delivered = await self._converse(stack)
             except AIGovToolError as error:
                 delivered = False
-                _log.warning("the control connection is lost: %s", error)
+                _log.warning(
+                    "the control connection is lost: %s", error, extra=event("control.lost")
+                )
             self._session.renewal.lost()
             self._reattestation.forget()
             if self._ending is not None and (delivered or self._forgotten):
@@ -189,7 +194,7 @@ class Conversation:
             await asyncio.wait({connecting}, timeout=silence_s)
             if not connecting.done() and self._ending is None:
                 reason = f"no contact with the custodian for {silence_s:g} s"
-                _log.warning("%s: wiping key and model", reason)
+                _log.warning("%s: wiping key and model", reason, extra=event("control.silence"))
                 self.end(Ending(State.ENROLLING, reason))
                 await self._host.wipe()
             return await connecting
@@ -209,7 +214,9 @@ class Conversation:
                 why = str(error) or "no answer in time"
                 if self._said != why:  # once for as long as it stays the same
                     self._said = why
-                    _log.info("no control connection yet: %s", why)
+                    _log.info(
+                        "no control connection yet: %s", why, extra=event("control.unreachable")
+                    )
                 await stack.aclose()
 
     # --- talking --------------------------------------------------------------------------------
@@ -283,7 +290,10 @@ class Conversation:
             case ReattestWanted():
                 self._reattestation.want(message)
             case ShuttingDown():
-                _log.warning("the custodian shuts down: all leases are given back")
+                _log.warning(
+                    "the custodian shuts down: all leases are given back",
+                    extra=event("custodian.shuts_down"),
+                )
                 renewal.suspend()
             case SessionEnded():
                 self._forgotten = True
@@ -292,7 +302,8 @@ class Conversation:
     def _loan_is(self, state: str, reason: str) -> None:
         if state != ACTIVE:
             to = State.CLOSED if state == CLOSED else State.STOPPED
-            self.end(Ending(to, f"the loan is {state}" + (f": {reason}" if reason else "")))
+            said = f"the loan is {state}"
+            self.end(Ending(to, said + (f": {reason}" if reason else ""), said))
 
     # --- ending ---------------------------------------------------------------------------------
 

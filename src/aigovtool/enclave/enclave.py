@@ -25,6 +25,7 @@ from aigovtool.errors import (
     LoanNotActiveError,
     UnavailableError,
 )
+from aigovtool.telemetry.logs import event
 
 NOT_READY_RETRY_AFTER_S = 5.0
 STOPPED_RETRY_AFTER_S = 30.0
@@ -136,7 +137,11 @@ class Enclave:
         if self.life.state is not State.DRAINING:  # which ends in its own way
             self.life.move(ending.to, ending.reason)
         error: AIGovToolError = self.not_serving()
-        _log.warning("no query is admitted any more: %s", ending.reason)
+        _log.warning(
+            "no query is admitted any more: %s",
+            ending.logged or ending.reason,
+            extra=event("enclave.stopped", state=ending.to),
+        )
         self.cancelled = self.flights.cancel(lambda: error)
         if self.session is not None:
             self.session.renewal.fail_waiting(self.not_serving)
@@ -150,7 +155,7 @@ class Enclave:
         if self.session is not None and self.session.model is not None:
             self.session.model.close()
             self.session.model = None
-            _log.warning("key and model are wiped")
+            _log.warning("key and model are wiped", extra=event("enclave.wiped"))
         return_freed_memory()
         if self._wiped is None:
             self._wiped = self.clock.now()

@@ -18,6 +18,7 @@ from aigovtool.enclave.backoff import Backoff
 from aigovtool.enclave.enrolment import attest, documents
 from aigovtool.errors import AIGovToolError
 from aigovtool.ids import LoanId
+from aigovtool.telemetry.logs import event
 from aigovtool.wire.control import Reattest, ReattestWanted
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,11 @@ class Reattestation:
             try:
                 made = await self._make(wanted.nonce)
             except AIGovToolError as error:
-                _log.warning("no fresh evidence yet, which the custodian asked for: %s", error)
+                _log.warning(
+                    "no fresh evidence yet, which the custodian asked for: %s",
+                    error,
+                    extra=event("reattestation.failed"),
+                )
                 await backoff.wait()
                 continue
             if self._wanted is wanted:

@@ -27,6 +27,7 @@ from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError, LoanNotActiveError, UnavailableError
 from aigovtool.ids import LoanId
+from aigovtool.telemetry.logs import event
 
 REFUSED_FIRST_S = 1.0
 REFUSED_LONGEST_S = 30.0
@@ -87,7 +88,11 @@ class Supervisor:
             async with asyncio.timeout(drain_s):
                 await enclave.flights.idle()
         except TimeoutError:
-            _log.warning("queries in flight are cancelled: they took longer than %g s", drain_s)
+            _log.warning(
+                "queries in flight are cancelled: they took longer than %g s",
+                drain_s,
+                extra=event("enclave.drain_cut"),
+            )
         if self._running is not None:
             if self._conversation is not None:
                 self._conversation.end(ending)
@@ -162,7 +167,9 @@ class Supervisor:
                 try:
                     model = loading.result()
                 except AIGovToolError as error:
-                    _log.error("the model cannot be loaded: %s", error)
+                    _log.error(
+                        "the model cannot be loaded: %s", error, extra=event("model.not_loaded")
+                    )
                     conversation.end(
                         Ending(State.ENROLLING, f"the model cannot be loaded: {error}")
                     )
@@ -186,6 +193,13 @@ class Supervisor:
         """Log a reason, once for as long as it stays the same, and give it to consumers."""
         if self._said != str(error):
             self._said = str(error)
-            _log.warning("%s", error)
+            _log.warning(
+                "not enrolled: %s", _without_reason(error), extra=event("enclave.not_enrolled")
+            )
         if self._enclave.life.state is not State.STOPPED:  # why it was stopped says more
             self._enclave.life.move(state, str(error))
+
+
+def _without_reason(error: AIGovToolError) -> str:
+    """Return what is logged of a refusal: why somebody stopped a loan is told to consumers only."""
+    return "the loan is not active" if isinstance(error, LoanNotActiveError) else str(error)

@@ -19,6 +19,7 @@ from aigovtool.cli.custodian.remote import (
     sealing_bar,
 )
 from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
+from aigovtool.telemetry.logs import FORMATS, configure
 
 if TYPE_CHECKING:
     from aigovtool.clock import Clock
@@ -138,7 +139,20 @@ def _simulated_alternative(now: datetime) -> Any:
     help="Ask TEE vendors for what enclaves do not send with their evidence. Default: dial nobody.",
 )
 @click.option("--pccs", metavar="URL", help="With --fetch-endorsements: a PCCS instead of Intel.")
-@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning"]))
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning"]),
+    help="How much is said on stderr; never a payload, key, token or reason.",
+)
+@click.option(
+    "--log-format",
+    default=FORMATS[0],
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="Lines for people, or one JSON object a line.",
+)
 @json_option
 @exits
 def serve(
@@ -162,6 +176,7 @@ def serve(
     fetch_endorsements: bool,
     pccs: str | None,
     log_level: str,
+    log_format: str,
     as_json: bool,
 ) -> None:
     """Serve enclaves and the admin API until SIGTERM or Ctrl-C."""
@@ -187,7 +202,7 @@ def serve(
         admin_certificate=admin_tls_certificate,
         admin_key=admin_tls_key,
     )
-    _log_to_stderr(log_level)
+    configure(level=log_level, form=log_format)
     folder, clock = DataFolder(data), SystemClock()
     with (
         _courier(folder, clock, fetch=fetch_endorsements, pccs=pccs) as courier,
@@ -242,15 +257,6 @@ def _courier(
     cache = folder.path / "endorsements"
     with open_courier(Services.by(pccs=pccs), cache=cache, clock=clock) as courier:
         yield courier
-
-
-def _log_to_stderr(level: str) -> None:
-    import logging
-
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def _banner(

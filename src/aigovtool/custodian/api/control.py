@@ -31,6 +31,7 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.ids import LoanId
+from aigovtool.telemetry.logs import event
 from aigovtool.wire.codec import decode, encode
 from aigovtool.wire.control import (
     MAX_CONTROL_BYTES,
@@ -82,10 +83,14 @@ class Control:
         except WebSocketDisconnect:
             return
         except UnavailableError as error:
-            _log.warning("a control connection is turned away: %s", error)
+            _log.warning(
+                "a control connection is turned away: %s", error, extra=event("control.turned_away")
+            )
             code = TRY_AGAIN
         except AIGovToolError as error:
-            _log.warning("a control connection is refused: %s", error)
+            _log.warning(
+                "a control connection is refused: %s", error, extra=event("control.refused")
+            )
             await _send(socket, SessionEnded(reason=str(error)))
             code = POLICY_VIOLATION
         if socket.application_state is WebSocketState.CONNECTED:
@@ -142,7 +147,12 @@ class Control:
                 raise
             except AIGovToolError as error:
                 # whatever it asked for, the session ends; its push may be on the way already
-                _log.warning("session %s is ended: %s", connection.session, error)
+                _log.warning(
+                    "session %s is ended: %s",
+                    connection.session,
+                    error,
+                    extra=event("control.ended", session=connection.session),
+                )
                 connection.send(SessionEnded(reason=str(error)))
                 return
             if settle_only and isinstance(message, Report):

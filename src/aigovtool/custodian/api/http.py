@@ -29,6 +29,7 @@ from aigovtool.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from aigovtool.telemetry.logs import event
 from aigovtool.wire.problem import CONTENT_TYPE, INTERNAL, Problem, headers_of, problem_of
 
 BODY_TIMEOUT_S = 30.0
@@ -97,7 +98,7 @@ def problem_response(error: AIGovToolError) -> Response:
     """Answer with what *error* says to a client."""
     problem = problem_of(error)
     if problem.status >= 500 and not isinstance(error, UnavailableError):
-        _log.error("internal error: %s", error, exc_info=error)
+        _log.error("a fault of our own", exc_info=error, extra=event("fault"))
     return _respond(problem, headers_of(error))
 
 
@@ -133,6 +134,7 @@ async def _on_http(_: Request, error: Exception) -> Response:
 
 
 async def _on_bug(_: Request, error: Exception) -> Response:
+    _log.error("a fault of our own", exc_info=error, extra=event("fault"))
     return _respond(INTERNAL, {})
 
 

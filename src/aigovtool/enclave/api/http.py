@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 
 from aigovtool.errors import AIGovToolError, MalformedError, TooLargeError, UnavailableError
+from aigovtool.telemetry.logs import event, place_of
 from aigovtool.wire.problem import CONTENT_TYPE, INTERNAL, headers_of, problem_of
 
 Scope = MutableMapping[str, Any]
@@ -200,9 +200,8 @@ def fault_reply(error: Exception) -> Reply:
 
 def log_fault(error: Exception) -> None:
     """Log kind and place of a fault, and not its message, which could quote a query (I5)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = " < ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in frames[::-1])
-    _log.error("a fault of our own: %s in %s", type(error).__name__, place)
+    place = place_of((type(error), error, error.__traceback__))
+    _log.error("a fault of our own: %s", place, extra=event("fault"))
 
 
 def _too_large(max_bytes: int, came: str) -> TooLargeError:
