@@ -491,5 +491,3 @@ class View(ABC):
         self._run(
             "insert_log_entry", leaf=row.leaf, event=row.event, salt=row.salt, entry=row.entry
         )
-        if row.event is not None:
-            self._change("delete_log_pending", event=row.event)

@@ -23,13 +23,6 @@ CREATE TABLE log_entries (
     CHECK ((event IS NULL) = (salt IS NULL))
 );
 
--- Events that are not in the log yet. Not by their numbers: a database that numbers before it
--- commits may show number 7 before number 6, and 6 must not be passed over.
-CREATE TABLE log_pending (event INTEGER PRIMARY KEY);
-INSERT INTO log_pending (event) SELECT number FROM events;
-
-CREATE TRIGGER events_are_to_be_logged AFTER INSERT ON events
-BEGIN INSERT INTO log_pending (event) VALUES (NEW.number); END;
 CREATE TRIGGER log_entries_are_never_changed BEFORE UPDATE ON log_entries
 BEGIN SELECT RAISE(ABORT, 'log entries are append-only'); END;
 CREATE TRIGGER log_entries_are_never_deleted BEFORE DELETE ON log_entries

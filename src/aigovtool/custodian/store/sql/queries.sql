@@ -581,22 +581,20 @@ UPDATE log_head SET size = :size, edge = :edge, checkpoint = :checkpoint
 WHERE size = :old_size AND checkpoint = :old_checkpoint;
 
 -- name: events_to_log
--- Events that are not in the log yet, the oldest first.
-SELECT events.number AS number, time_us, kind, actor, loan, session, consumer, lease, detail
-FROM log_pending JOIN events ON events.number = log_pending.event
-ORDER BY events.number LIMIT :limit;
+-- Events that are not in the log yet, the oldest first. Blocks that write happen one after the
+-- other, so no lower number appears after a higher one.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE number > (SELECT coalesce(max(event), 0) FROM log_entries)
+ORDER BY number LIMIT :limit;
 
 -- name: count_to_log
 -- How many events are not in the log yet.
-SELECT count(*) AS events FROM log_pending;
+SELECT count(*) AS events FROM events
+WHERE number > (SELECT coalesce(max(event), 0) FROM log_entries);
 
 -- name: insert_log_entry
 -- Put an entry into the tree.
 INSERT INTO log_entries (leaf, event, salt, entry) VALUES (:leaf, :event, :salt, :entry);
-
--- name: delete_log_pending
--- An event is in the log now.
-DELETE FROM log_pending WHERE event = :event;
 
 -- name: log_entries
 -- Entries from a number on.
