@@ -45,7 +45,13 @@ from aigovtool.simulation.platform import SimulatedPlatform
 from aigovtool.simulation.policy import simulated_policy
 from aigovtool.wire.budget import BudgetView
 from aigovtool.wire.codec import Signed, encode, sign
-from aigovtool.wire.enrolment import AttestationDocument, Documents, Keys, SessionStatement
+from aigovtool.wire.enrolment import (
+    AttestationDocument,
+    Documents,
+    Keys,
+    LedgerHead,
+    SessionStatement,
+)
 from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH, RECEIPT, REMAINING
 from aigovtool.wire.oip import (
     HEADER_LENGTH,
@@ -185,6 +191,7 @@ class Session:
             "model_digest": self.world.model.digest,
             "lease": LeaseId("lease_1"),
             "left": 5,
+            "head": LedgerHead(incarnation=bytes(16), event=1, digest=bytes(32)),
             "issued": now,
             "expires": now + timedelta(seconds=60),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def house(
     initialise(data, clock=clock, environ={}, accept=accept)
     if not metrics_token:
         data.metrics_token.unlink()
-    with open_custodian(data, clock=clock, environ={}) as app:
+    with open_custodian(data, clock=clock, environ=os.environ) as app:
         lent = lend(
             app,
             Upload(path=DIGITS),

@@ -25,6 +25,7 @@ from aigovtool.custodian.grants import Grants
 from aigovtool.custodian.leasing import Leasing
 from aigovtool.custodian.ledger import Ledger, Push, loan_of
 from aigovtool.custodian.loans import Loans
+from aigovtool.custodian.mark import Mark
 from aigovtool.custodian.records import Loan, LoanTerms, Model
 from aigovtool.custodian.sessions import Sessions
 from aigovtool.custodian.store.base import Reading, Store, Writing
@@ -211,7 +212,10 @@ class Bench:
         self.store = BreakingStore(
             SqliteStore.open(self.path) if url is None else PostgresStore.open(url)
         )
-        self.ledger = Ledger(store=self.store, clock=self.clock, publisher=self.told)
+        self.mark = Mark(self.path.with_name("mark"), self.key.public_key)
+        self.ledger = Ledger(
+            store=self.store, clock=self.clock, publisher=self.told, mark=self.mark
+        )
         self.loans = Loans(ledger=self.ledger)
         self.grants = Grants(ledger=self.ledger)
         self.sessions = Sessions(ledger=self.ledger)
@@ -219,6 +223,7 @@ class Bench:
         self.admission = Admission(ledger=self.ledger)
 
     def close(self) -> None:
+        self.mark.close()
         self.store.close()
 
     def reopen(self) -> None:

@@ -170,9 +170,9 @@ def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
     initialise(folder, clock=SetClock(), environ={})
     with (
-        open_custodian(folder, clock=SetClock(), environ={}),
+        open_custodian(folder, clock=SetClock(), environ=os.environ),
         pytest.raises(ConflictError),
-        open_custodian(folder, clock=SetClock(), environ={}),
+        open_custodian(folder, clock=SetClock(), environ=os.environ),
     ):
         pass
 

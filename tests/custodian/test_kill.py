@@ -35,7 +35,7 @@ while True:
 
 @pytest.mark.parametrize("answers", [1, 7, 40, 150])
 def test_a_custodian_killed_at_any_moment_has_exact_accounts(tmp_path: Path, answers: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     with subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path)],
         stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ from aigovtool.errors import (
     UnavailableError,
     VerificationError,
 )
-from aigovtool.ids import ConsumerId
+from aigovtool.ids import ConsumerId, SessionId
 from aigovtool.wire.codec import Signed, decode, open_signed, sign
 from aigovtool.wire.control import (
     CreditsFreed,
@@ -39,6 +39,7 @@ from aigovtool.wire.enrolment import SessionStatement
 from tests.custodian.ledgers import BEGIN, Bench, FakeEnclave
 
 GRACE_S, LEASE_S = 30.0, 5.0
+NO_STATEMENT = Signed(payload=b"{}", signature=bytes(64))  # `identify` reads none
 
 
 def granted(answer: ReportAnswer) -> Lease:
@@ -551,7 +552,9 @@ def test_only_the_holder_of_the_sessions_key_connects(ledger: Bench) -> None:
     nonce = bytes(32)
 
     def hello(key: SigningKey, over: bytes, label: Label = Label.CONTROL_HELLO) -> Hello:
-        return Hello(session=enclave.session, signature=key.sign(label, over))
+        return Hello(
+            session=enclave.session, signature=key.sign(label, over), statement=NO_STATEMENT
+        )
 
     good = nonce + enclave.session.encode()
     assert ledger.sessions.identify(hello(enclave.key, good), nonce).session == enclave.session
@@ -563,7 +566,10 @@ def test_only_the_holder_of_the_sessions_key_connects(ledger: Bench) -> None:
         with pytest.raises(VerificationError):
             ledger.sessions.identify(wrong, nonce)
     with pytest.raises(NotFoundError):
-        ledger.sessions.identify(Hello(session="session_none", signature=bytes(64)), nonce)  # type: ignore[arg-type]
+        ledger.sessions.identify(
+            Hello(session=SessionId("session_none"), signature=bytes(64), statement=NO_STATEMENT),
+            nonce,
+        )
 
 
 def test_a_proof_of_wiping_is_checked_kept_and_ends_the_session(ledger: Bench) -> None:

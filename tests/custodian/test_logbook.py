@@ -92,7 +92,7 @@ class Logged:
         return Logbook(store=self.bench.store, files=files, key=self.key, clock=self.bench.clock)
 
     def events(self, count: int) -> None:
-        with self.bench.ledger.write() as entry:
+        with self.bench.ledger.write(while_held=True) as entry:
             for at in range(count):
                 entry.event("test.event", actor="a person", consumer=None, credits=at)
 
@@ -388,8 +388,9 @@ def test_a_ledger_from_yesterday_goes_on_after_it_adopted_its_log(restored: Logg
     restored.events(2)
     restored.book.run()
     entries = restored.check(since=before)
-    assert read_entry(entries[305]).kind == "log.adopted"
-    assert len(entries) == 308
+    kinds = [read_entry(entry).kind for entry in entries[305:307]]
+    assert kinds == ["ledger.held", "log.adopted"]  # its mark had told before
+    assert len(entries) == 309
     restored.book.check_not_rolled_back()
 
 

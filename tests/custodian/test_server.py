@@ -14,7 +14,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import pinned_client_context
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.ids import ConsumerId, LeaseId, SessionId
-from aigovtool.wire.codec import decode, encode, sign
+from aigovtool.wire.codec import Signed, decode, encode, sign
 from aigovtool.wire.control import (
     ControlChallenge,
     FromCustodian,
@@ -47,6 +47,7 @@ class Peer:
         self.made = made
         self.http = http
         self.side = EnclaveSide.make()
+        self.statement = Signed(payload=b"{}", signature=bytes(64))
 
     async def enrol(self) -> SessionId:
         loan = self.made.lent.loan.loan
@@ -56,7 +57,8 @@ class Peer:
         request = self.made.request(nonce, self.side.keys, evidence)
         answer = await self.http.post(ENROL_PATH, data=encode(request))
         assert answer.status == 200, await answer.text()
-        self.session = decode(await answer.read(), Release).session
+        release = decode(await answer.read(), Release)
+        self.session, self.statement = release.session, release.statement
         return self.session
 
     async def hello(
@@ -67,7 +69,9 @@ class Peer:
         named = session or self.session
         over = challenge.nonce + named.encode()
         signature = (key or self.side.signing).sign(Label.CONTROL_HELLO, over)
-        await self.say(Hello(session=SessionId(named), signature=signature))
+        await self.say(
+            Hello(session=SessionId(named), signature=signature, statement=self.statement)
+        )
         return await self.next()
 
     async def say(self, message: Hello | Report | MoreWanted | Stopped) -> None:
@@ -215,7 +219,7 @@ async def test_a_clone_is_kept_out_while_the_session_is_connected(
     await peer.enrol()
     assert isinstance(await peer.hello(), Welcome)
     clone = Peer(made, http)
-    clone.side, clone.session = peer.side, peer.session
+    clone.side, clone.session, clone.statement = peer.side, peer.session, peer.statement
     with pytest.raises(AssertionError):
         await clone.hello()
     assert clone.socket.close_code == 1013

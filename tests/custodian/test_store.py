@@ -32,7 +32,7 @@ from tests.custodian.ledgers import REFUSALS, Bench
         "UPDATE leases SET used = credits + 1, state = 'settled'",
         "UPDATE leases SET state = 'settled'",
         "INSERT INTO leases SELECT 'twin', session, loan, number, credits, duration_us, granted_us,"
-        " expires_us, state, used, forfeited_us, refunded_us FROM leases",
+        " expires_us, state, used, forfeited_us, refunded_us, written_off_us FROM leases",
         "INSERT INTO custodian SELECT 2, key_sha256, key_sha256, key_sha256, 0 FROM consumers",
     ],
 )

@@ -50,6 +50,7 @@ from aigovtool.wire.enrolment import (
     Challenge,
     EnrolRequest,
     Keys,
+    LedgerHead,
     Release,
     RosterEntry,
     Secrets,
@@ -439,6 +440,7 @@ class FakeCustodian:
             model_digest=self.model.verified.digest,
             lease=None if lease is None else lease.lease,
             left=self.left,
+            head=LedgerHead(incarnation=bytes(16), event=1, digest=bytes(32)),
             issued=now,
             expires=now + timedelta(minutes=2),
         )

@@ -20,7 +20,7 @@ from aigovtool.enclave.waiting import WaitingQueue
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import open_signed, sign
 from aigovtool.wire.control import Lease, Report, ReportAnswer, Settlement, Welcome
-from aigovtool.wire.enrolment import Keys, RosterEntry, SessionStatement, Terms
+from aigovtool.wire.enrolment import Keys, LedgerHead, RosterEntry, SessionStatement, Terms
 
 LOAN, SESSION = LoanId("loan_x"), SessionId("ses_x")
 ALICE, BOB = ConsumerId("con_alice"), ConsumerId("con_bob")
@@ -49,6 +49,7 @@ class Ledger:
                 model_digest=bytes(32),
                 lease=None if lease is None else lease.lease,
                 left=self.left,
+                head=LedgerHead(incarnation=bytes(16), event=1, digest=bytes(32)),
                 issued=now,
                 expires=now + timedelta(minutes=2),
             ),

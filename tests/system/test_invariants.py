@@ -133,7 +133,13 @@ class Lending(RuleBasedStateMachine):
             queue=WaitingQueue(MAX_WAITING),
             terms=terms_of(loan, self.bench.clock.now()),
             statement=statements.state(
-                session, loan, lease=None, left=0, now=self._now(), key=self.bench.key
+                session,
+                loan,
+                lease=None,
+                left=0,
+                head=self.bench.ledger.head,
+                now=self._now(),
+                key=self.bench.key,
             ),
             wake=lambda: None,
             now_s=self._now_s(),

@@ -16,7 +16,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire import control, problem, receipt, ticket
 from aigovtool.wire.codec import Message, decode, encode, open_signed, sign
-from aigovtool.wire.enrolment import Keys, SessionStatement, Terms
+from aigovtool.wire.enrolment import Keys, LedgerHead, SessionStatement, Terms
 
 KEY = SigningKey.from_seed(bytes(32))
 RECEIPT = receipt.Receipt(
@@ -52,6 +52,7 @@ STATEMENT = SessionStatement(
     model_digest=bytes(32),
     lease=None,
     left=0,
+    head=LedgerHead(incarnation=bytes(16), event=1, digest=bytes(32)),
     issued=NOW,
     expires=NOW,
 )

@@ -30,12 +30,14 @@ from aigovtool.custodian.consumers import Consumers
 from aigovtool.custodian.data import DataFolder
 from aigovtool.custodian.enrolment import Enrolment
 from aigovtool.custodian.grants import Grants
+from aigovtool.custodian.handing_in import HandingIn
 from aigovtool.custodian.hub import Hub
 from aigovtool.custodian.leasing import Leasing
-from aigovtool.custodian.ledger import Ledger
+from aigovtool.custodian.ledger import Ledger, new_incarnation
 from aigovtool.custodian.loans import Loans
 from aigovtool.custodian.log_files import FolderDisk, LogFiles
 from aigovtool.custodian.logbook import Logbook, new_log_head, new_log_key
+from aigovtool.custodian.mark import Mark, held_mark, mark_path
 from aigovtool.custodian.metrics import Metrics
 from aigovtool.custodian.reattestation import Reattestation
 from aigovtool.custodian.records import Custodian, LogHead
@@ -74,6 +76,7 @@ class App:
     grants: Grants
     sessions: Sessions
     leasing: Leasing
+    handing_in: HandingIn
     enrolment: Enrolment
     reattestation: Reattestation
     accounting: Accounting
@@ -148,6 +151,7 @@ def _make(
     try:
         with store.write() as tx:
             now = clock.now()
+            tx.begin_incarnation(new_incarnation(), now)
             tx.insert_custodian(
                 Custodian(
                     public_key=key.public_key,
@@ -179,17 +183,21 @@ def open_custodian(
     environ: Mapping[str, str],
     master_key_file: Path | None = None,
     database: str | None = None,
+    mark: Path | None = None,
     courier: Completes | None = None,
 ) -> Iterator[App]:
     """
     Open the custodian in *folder* for the length of the block, alone.
 
     Args:
+        mark: where the ledger's mark is (`mark`); None for where *environ* says.
         courier: fetches what enclaves do not send of their endorsements; None dials nobody.
+
+    A ledger that was rolled back opens too, held.
 
     Raises:
         ConfigurationError: not initialised, a wrong master key, files that cannot be used.
-        ConflictError: another process serves this folder.
+        ConflictError: another process serves this folder, or a copy of it.
     """
     if not folder.ledger.is_file() and database is None:
         raise ConfigurationError(
@@ -219,9 +227,14 @@ def open_custodian(
                 folder.metrics_token, mend="write a long random token into it, or remove it"
             ).strip()
         log_head = _begin_log(store, keeper, key)
+        shared = database is not None and not database.startswith(SQLITE_SCHEME)
+        path = mark or mark_path(
+            identity.public_key, environ, replica=folder.path if shared else None
+        )
         yield _build(
             folder,
             log_head=log_head,
+            mark=stack.enter_context(held_mark(path, identity.public_key, shared=shared)),
             clock=clock,
             keeper=keeper,
             store=store,
@@ -266,6 +279,7 @@ def _build(
     folder: DataFolder,
     *,
     log_head: LogHead,
+    mark: Mark,
     clock: Clock,
     keeper: Vault,
     store: Store,
@@ -279,7 +293,8 @@ def _build(
     reports = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="reports"))
     pool = stack.enter_context(ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pool"))
     hub = Hub()
-    ledger = Ledger(store=store, clock=clock, publisher=hub)
+    ledger = Ledger(store=store, clock=clock, publisher=hub, mark=mark)
+    handing_in = HandingIn(ledger=ledger, custodian_key=key.public_key)
     appraiser = Appraiser(
         ledger=ledger,
         judge=judge,
@@ -303,12 +318,14 @@ def _build(
         grants=Grants(ledger=ledger),
         sessions=Sessions(ledger=ledger),
         leasing=Leasing(ledger=ledger, key=key),
+        handing_in=handing_in,
         enrolment=Enrolment(
             ledger=ledger,
             challenges=Challenges(clock=clock),
             admission=Admission(ledger=ledger),
             release=Releasing(ledger=ledger, vault=keeper, key=key).release,
             appraiser=appraiser,
+            shown=handing_in.shown,
         ),
         accounting=Accounting(ledger=ledger, key=key),
         reattestation=Reattestation(ledger=ledger, appraiser=appraiser),

@@ -2,7 +2,7 @@
 Enrolment: challenge, appraise, record, release.
 
 1. The ticket's token names the loan; the request must name the same one.
-2. The loan is active.
+2. The ledger is not held, nor by the statement of ours that the enclave shows; the loan is active.
 3. The nonce was issued for this loan, is young, and is used up now.
 4. The evidence is genuine, commits to this nonce, these keys, this custodian and this loan, and is
    acceptable under the loan's policy.
@@ -31,6 +31,7 @@ from aigovtool.errors import (
     UnauthenticatedError,
     VerificationError,
 )
+from aigovtool.wire.codec import Signed
 from aigovtool.wire.enrolment import Challenge, ChallengeRequest, EnrolRequest, Release
 
 
@@ -45,12 +46,14 @@ class Enrolment:
         admission: Admission,
         release: Callable[[ReleasePermit], Release],
         appraiser: Appraiser,
+        shown: Callable[[Signed], object],
     ) -> None:
         self._ledger = ledger
         self._challenges = challenges
         self._admission = admission
         self._release = release
         self._appraiser = appraiser
+        self._shown = shown
 
     def loan_of_ticket(self, token: str) -> Loan:
         """Return the loan whose ticket holds *token*; raises UnauthenticatedError."""
@@ -71,8 +74,10 @@ class Enrolment:
             UnauthenticatedError: an unknown token.
             NotFoundError: the ticket is of another loan.
             LoanNotActiveError: the loan is stopped, expired or closed.
+            UnavailableError: the ledger is held.
         """
         loan = self._named(token, request)
+        self._ledger.check_not_held()
         check_active(loan, self._ledger.clock.now())
         return Challenge(nonce=self._challenges.issue(loan.loan), valid_s=CHALLENGE_LIFE_S)
 
@@ -87,8 +92,12 @@ class Enrolment:
                 made for something else.
             AppraisalError: genuine evidence that the loan's policy does not accept.
             RefusedError, UnavailableError: there is no room for another enclave.
+            UnavailableError: the ledger is held.
         """
         loan = self._named(token, request)
+        if request.statement is not None:
+            self._shown(request.statement)
+        self._ledger.check_not_held()
         check_active(loan, self._ledger.clock.now())
         try:
             self._challenges.redeem(loan.loan, request.nonce)

@@ -200,6 +200,7 @@ class Leasing:
             applied.loan,
             lease=None if decision.lease is None else decision.lease.lease,
             left=decision.left,
+            head=self._ledger.head,
             now=applied.now,
             key=self._key,
         )
@@ -329,7 +330,7 @@ class Leasing:
         return row
 
     def _refuse(self, session_id: SessionId, report: Report, error: AIGovToolError) -> None:
-        with self._ledger.write() as entry:
+        with self._ledger.write(while_held=True) as entry:
             session = entry.tx.session(session_id)
             if session is None:
                 return

@@ -5,12 +5,15 @@ Rule 1: a decision is one `write` block. What it changes and the event that says
 Rule 2: what it wants told to enclaves is told after the commit, before the next decision begins, so
         that pushes arrive in the order of the ledger.
 Rule 3: time is read once, when the decision begins.
+Rule 4: before anything of a decision leaves, the mark outside the ledger knows of it (`mark`).
+Rule 5: while the ledger is held nothing is decided but what takes away (`while_held`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,14 +25,31 @@ from typing import Any, Protocol
 import msgspec
 
 from aigovtool.clock import Clock
+from aigovtool.custodian import rollback
 from aigovtool.custodian.lifecycle import LoanState, state_at
-from aigovtool.custodian.records import Consumer, LeaseRow, Loan, Session, Standing
+from aigovtool.custodian.mark import INCARNATION_BYTES, Mark
+from aigovtool.custodian.records import (
+    Consumer,
+    Event,
+    Hold,
+    LeaseRow,
+    Life,
+    Loan,
+    Session,
+    Standing,
+)
 from aigovtool.custodian.store.base import Reading, Store, Writing
-from aigovtool.errors import ConflictError, NotFoundError, PromiseBrokenError
+from aigovtool.errors import (
+    AIGovToolError,
+    ConflictError,
+    NotFoundError,
+    PromiseBrokenError,
+    Reason,
+)
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.telemetry.logs import event
-from aigovtool.wire.control import FromCustodian, RosterChanged
-from aigovtool.wire.enrolment import RosterEntry
+from aigovtool.wire.control import HELD, FromCustodian, LoanChanged, RosterChanged
+from aigovtool.wire.enrolment import LedgerHead, RosterEntry
 
 _SECOND = timedelta(seconds=1)
 _EVERYDAY = frozenset({"lease.granted", "lease.settled"})  # many a second
@@ -87,15 +107,20 @@ class Noted:
 
 
 class Entry:
-    """One decision being made: the ledger's rows, the time, its events and pushes."""
+    """
+    One decision being made: the ledger's rows, the time, its events and pushes.
 
-    __slots__ = ("noted", "now", "pushes", "tx")
+    `last` is the newest event of it, None when there is none; `noted` are all.
+    """
+
+    __slots__ = ("last", "noted", "now", "pushes", "tx")
 
     def __init__(self, tx: Writing, now: datetime) -> None:
         self.tx = tx
         self.now = now
         self.pushes: list[Push] = []
         self.noted: list[Noted] = []  # its events
+        self.last: Event | None = None
 
     def event(
         self,
@@ -110,7 +135,8 @@ class Entry:
     ) -> None:
         """Append an event; *detail* is written as JSON and holds no secret."""
         self.noted.append(Noted(kind, loan, session, consumer, lease))
-        self.tx.insert_event(
+        encoded = msgspec.json.encode(detail)
+        number = self.tx.insert_event(
             time=self.now,
             kind=kind,
             actor=actor,
@@ -118,7 +144,18 @@ class Entry:
             session=session,
             consumer=consumer,
             lease=lease,
-            detail=msgspec.json.encode(detail),
+            detail=encoded,
+        )
+        self.last = Event(
+            number=number,
+            time=self.now,
+            kind=kind,
+            actor=actor,
+            loan=loan,
+            session=session,
+            consumer=consumer,
+            lease=lease,
+            detail=encoded,
         )
 
     def push(
@@ -141,55 +178,154 @@ class Entry:
 class Together:
     """Several decisions that become durable in one commit, each whole or not at all."""
 
-    __slots__ = ("_clock", "_tx", "noted", "pushes")
+    __slots__ = ("_clock", "last", "noted", "pushes", "tx")
 
     def __init__(self, tx: Writing, clock: Clock) -> None:
-        self._tx = tx
+        self.tx = tx
         self._clock = clock
         self.noted: list[Noted] = []
         self.pushes: list[Push] = []
+        self.last: Event | None = None
 
     @contextlib.contextmanager
     def decide(self) -> Iterator[Entry]:
         """Lend an `Entry` for one of them; when the block raises, it was never made."""
-        entry = Entry(self._tx, self._clock.now())
-        with self._tx.savepoint():
-            yield entry
+        entry = Entry(self.tx, self._clock.now())
+        touched = dict(self.tx.touched)
+        try:
+            with self.tx.savepoint():
+                yield entry
+        except BaseException:
+            self.tx.touched.clear()
+            self.tx.touched.update(touched)
+            raise
         self.noted += entry.noted
         self.pushes += entry.pushes
+        self.last = entry.last or self.last
 
 
 class Ledger:
-    """The store, the clock, and who is told."""
+    """
+    The store, the clock, who is told, and the mark.
 
-    def __init__(self, *, store: Store, clock: Clock, publisher: Publisher) -> None:
+    Making one judges whether this ledger is an older copy of itself (`rollback`).
+    """
+
+    def __init__(self, *, store: Store, clock: Clock, publisher: Publisher, mark: Mark) -> None:
         self._store = store
         self._publisher = publisher
+        self._mark = mark
         self._deciding = threading.Lock()
+        self._hold: Hold | None = None
         self.clock = clock
         self.written: Counter[str] = Counter()  # events that were committed here, by kind
+        with store.write() as tx:
+            if tx.life().incarnation is None:
+                tx.begin_incarnation(new_incarnation(), clock.now())
+        with store.read() as tx:
+            self._head = rollback.head_of(tx)
+            self._hold = tx.life().hold
+            _, found = rollback.judge_mark(tx, mark)
+        if self._hold is None and found is not None:
+            self._hold_for(found)
+        if self._hold is None:
+            self._mark_anew()
+
+    @property
+    def head(self) -> LedgerHead:
+        """How far the ledger is, at least; it is durable."""
+        return self._head
+
+    @property
+    def held(self) -> Hold | None:
+        """Why nothing is leased, released or granted, if so."""
+        return self._hold
+
+    @property
+    def mark(self) -> Mark:
+        """What remembers, outside the ledger, how far it is."""
+        return self._mark
 
     def read(self) -> AbstractContextManager[Reading]:
         """Lend a consistent view as of now."""
         return self._store.read()
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Entry]:
-        """Lend an `Entry` for one decision, which is durable when the block has ended."""
+    def write(self, *, while_held: bool = False) -> Iterator[Entry]:
+        """
+        Lend an `Entry` for one decision, which is durable when the block has ended.
+
+        Args:
+            while_held: the decision only takes away, or only notes; a held ledger takes it too.
+
+        Raises:
+            UnavailableError: the ledger is held; or the mark cannot be written, and the decision
+                was kept.
+        """
         with self._deciding:
+            if not while_held:
+                self.check_not_held()
             with self._store.write() as tx:
+                life = _life(tx, while_held=while_held)
                 entry = Entry(tx, self.clock.now())
                 yield entry
-            self._tell(entry.pushes, entry.noted)
+            self._kept(entry, life)
 
     @contextlib.contextmanager
     def write_together(self) -> Iterator[Together]:
-        """Lend a `Together`; its decisions become durable as the block ends, all of them."""
+        """
+        Lend a `Together`; its decisions become durable as the block ends, all of them.
+
+        Raises:
+            UnavailableError: as `write`.
+        """
         with self._deciding:
+            self.check_not_held()
             with self._store.write() as tx:
+                life = _life(tx, while_held=False)
                 together = Together(tx, self.clock)
                 yield together
-            self._tell(together.pushes, together.noted)
+            self._kept(together, life)
+
+    def check_not_held(self) -> None:
+        """Raise UnavailableError when the ledger is held."""
+        if self._hold is not None:
+            raise rollback.held_error(self._hold)
+
+    def hold(self, reason: Reason) -> None:
+        """Lease, release and grant nothing more, until an operator has reconciled the ledger."""
+        with self._deciding:
+            if self._hold is None:
+                self._hold_for(reason)
+
+    @contextlib.contextmanager
+    def reconciling(self) -> Iterator[Entry]:
+        """
+        Lend an `Entry` for a reconciliation; at the block's end a new life begins, not held.
+
+        Should the process die before the mark is written, the next start writes it: the life that
+        the old mark is of has ended, and that is in the ledger.
+        """
+        with self._deciding:
+            with self._store.write() as tx:
+                entry = Entry(tx, self.clock.now())
+                tx.begin_incarnation(new_incarnation(), entry.now)
+                tx.lift_hold()
+                yield entry
+            self._mark_anew()
+            self._hold = None
+            self._tell(entry.pushes, entry.noted)
+
+    def _kept(self, decided: Entry | Together, life: Life) -> None:
+        """What was decided is durable: let the mark know, then tell."""
+        try:
+            if decided.last is not None and life.incarnation is not None:
+                self._move_head(decided.last, life.incarnation)
+            if self._hold is None:
+                self._mark.advance(self._head, decided.tx.touched)
+        finally:
+            # a stop is told whatever else fails; what gives needs a lease, and so the mark
+            self._tell(decided.pushes, decided.noted)
 
     def _tell(self, pushes: list[Push], noted: list[Noted]) -> None:
         for one in noted:
@@ -198,6 +334,59 @@ class Ledger:
         for push in pushes:
             self._publisher.publish(push)
         self._publisher.changed()
+
+    def _move_head(self, last: Event, incarnation: bytes) -> None:
+        if last.number <= self._head.event and incarnation == self._head.incarnation:
+            self._hold_for(
+                Reason(
+                    code="rollback.running",
+                    message="this ledger was put back to an older copy while it was served",
+                    expected=f"an event after {self._head.event}",
+                    came=f"event {last.number}",
+                )
+            )
+            self.check_not_held()
+        self._head = LedgerHead(
+            incarnation=incarnation, event=last.number, digest=rollback.digest_of(last)
+        )
+
+    def _hold_for(self, reason: Reason) -> None:
+        hold = Hold(code=reason.code, reason=str(reason), since=self.clock.now())
+        self._hold = hold  # first: whatever fails after this, nothing is leased
+        _log.error("the ledger is held: %s", reason)
+        if not reason.code.startswith(rollback.LOST):
+            return  # the mark is missing, not the ledger's past: its return mends it
+        told = LoanChanged(state=HELD, reason=hold.reason)
+        try:
+            with self._store.write() as tx:
+                tx.set_hold(hold)
+                entry = Entry(tx, hold.since)
+                entry.event("ledger.held", actor="custodian", code=hold.code, reason=hold.reason)
+                loans = tx.loans()
+        except AIGovToolError as error:
+            _log.error("that the ledger is held could not be written: %s", error)
+            return
+        for loan in loans:
+            self._publisher.publish(Push(loan=loan.loan, message=told, ends=True))
+        self._publisher.changed()
+
+    def _mark_anew(self) -> None:
+        with self._store.read() as tx:
+            self._head = rollback.head_of(tx)
+            self._mark.begin(self._head, rollback.accounts_of(tx))
+
+
+def _life(tx: Reading, *, while_held: bool) -> Life:
+    """Return the ledger's life; raises UnavailableError when another replica found it lost."""
+    life = tx.life()
+    if life.hold is not None and not while_held:
+        raise rollback.held_error(life.hold)
+    return life
+
+
+def new_incarnation() -> bytes:
+    """Return 16 fresh random bytes."""
+    return secrets.token_bytes(INCARNATION_BYTES)
 
 
 def loan_of(tx: Reading, loan: LoanId) -> Loan:

@@ -129,7 +129,7 @@ class Loans:
         return self._move(loan_id, LoanState.CLOSED, reason=reason, actor=actor)
 
     def _move(self, loan_id: LoanId, to: LoanState, *, reason: str, actor: str) -> Loan:
-        with self._ledger.write() as entry:
+        with self._ledger.write(while_held=to is not LoanState.ACTIVE) as entry:
             loan = loan_of(entry.tx, loan_id)
             if loan.state is not to:
                 move_loan(loan.state, to)
@@ -276,7 +276,7 @@ class Loans:
     def _set_blocked(
         self, consumer_id: ConsumerId, *, blocked: bool, reason: str, actor: str
     ) -> Consumer:
-        with self._ledger.write() as entry:
+        with self._ledger.write(while_held=blocked) as entry:
             consumer = consumer_of(entry.tx, consumer_id)
             if consumer.blocked != blocked:
                 entry.tx.set_consumer_blocked(consumer_id, blocked, reason)

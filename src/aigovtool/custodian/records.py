@@ -244,6 +244,7 @@ class LeaseRow:
         caps: reserved from consumers' own budgets, by consumer.
         used: as its settlement says, None before.
         forfeited, refunded: when that happened, or None.
+        written_off: when a reconciliation found it unsettled, or None; it gives nothing back since.
     """
 
     lease: LeaseId
@@ -258,6 +259,7 @@ class LeaseRow:
     used: int | None = None
     forfeited: datetime | None = None
     refunded: datetime | None = None
+    written_off: datetime | None = None
     caps: Mapping[ConsumerId, int] = field(default_factory=dict)
 
 
@@ -288,6 +290,23 @@ class LeaseAccount:
     refunded: datetime | None
     settlement: Signed | None
     received: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedIn:
+    """
+    A settlement that came while the ledger was held, kept as it came.
+
+    Args:
+        statement: by the custodian itself, of whose key signed the settlement.
+    """
+
+    lease: LeaseId
+    session: SessionId
+    loan: LoanId
+    settlement: Signed
+    statement: Signed
+    received: datetime
 
 
 class GrantKind(StrEnum):
@@ -386,6 +405,29 @@ class Event:
     consumer: ConsumerId | None
     lease: LeaseId | None
     detail: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """
+    Why nothing may be leased, released or granted.
+
+    Args:
+        code: what was found, such as ``rollback.mark``.
+        reason: the same for people.
+    """
+
+    code: str
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """The present incarnation of the ledger (16 bytes, None before its first), and its hold."""
+
+    incarnation: bytes | None
+    hold: Hold | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ class Releasing:
                 permit.loan,
                 lease=None,
                 left=permit.loan.account.left,
+                head=self._ledger.head,
                 now=now,
                 key=self._key,
             ),

@@ -98,7 +98,7 @@ class Sessions:
 
     def start(self) -> None:
         """Note that nobody is connected yet; every session gets a fresh grace."""
-        with self._ledger.write() as entry:
+        with self._ledger.write(while_held=True) as entry:
             entry.tx.disconnect_all_sessions(entry.now)
 
     def identify(self, hello: Hello, nonce: bytes) -> Session:
@@ -161,7 +161,7 @@ class Sessions:
 
     def disconnect(self, session_id: SessionId) -> None:
         """Note that the session has no control connection any more."""
-        with self._ledger.write() as entry:
+        with self._ledger.write(while_held=True) as entry:
             session = entry.tx.session(session_id)
             if session is not None and session.disconnected is None:
                 entry.tx.set_session_state(dataclasses.replace(session, disconnected=entry.now))
@@ -174,7 +174,7 @@ class Sessions:
             VerificationError: not signed by the session, or about another one.
             ConflictError: another proof was recorded before.
         """
-        with self._ledger.write() as entry:
+        with self._ledger.write(while_held=True) as entry:
             session = find_session(entry.tx, session_id)
             said = open_signed(
                 proof, StopProof, public_key=session.keys.signing_key, label=Label.STOP_PROOF

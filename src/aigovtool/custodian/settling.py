@@ -34,6 +34,7 @@ from aigovtool.errors import ConflictError, MalformedError, VerificationError
 from aigovtool.ids import DIGEST_BYTES, ConsumerId, LeaseId
 from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import MAX_SETTLEMENTS, CreditsFreed, Settlement
+from aigovtool.wire.enrolment import SessionStatement
 from aigovtool.wire.limits import Rate
 
 
@@ -45,9 +46,14 @@ class OpenedSettlement:
     signed: Signed
 
 
-def open_settlements(signed: Sequence[Signed], session: Session) -> list[OpenedSettlement]:
+def open_settlements(
+    signed: Sequence[Signed], session: Session | SessionStatement
+) -> list[OpenedSettlement]:
     """
     Check settlements by themselves.
+
+    Args:
+        session: as the ledger knows it, or as the custodian once stated it.
 
     Raises:
         VerificationError: not signed by the session, or about another one.
@@ -62,7 +68,7 @@ def open_settlements(signed: Sequence[Signed], session: Session) -> list[OpenedS
     return [OpenedSettlement(_open(each, session), each) for each in signed]
 
 
-def _open(signed: Signed, session: Session) -> Settlement:
+def _open(signed: Signed, session: Session | SessionStatement) -> Settlement:
     settlement = open_signed(
         signed, Settlement, public_key=session.keys.signing_key, label=Label.SETTLEMENT
     )
@@ -340,5 +346,6 @@ def _room(rate: Rate | None, full_at: datetime | None, now: datetime, price: int
 
 def _settled(account: Account, row: LeaseRow, credits: int, used: int) -> Account:
     if row.state is LeaseState.FORFEITED:
-        return budget.settle_late(account, credits, used, refunded=row.refunded is not None)
+        returned = row.refunded is not None or row.written_off is not None
+        return budget.settle_late(account, credits, used, refunded=returned)
     return budget.settle(account, credits, used)

@@ -9,7 +9,7 @@ from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian.records import Loan, Session
 from aigovtool.ids import LeaseId
 from aigovtool.wire.codec import Signed, sign
-from aigovtool.wire.enrolment import SessionStatement
+from aigovtool.wire.enrolment import LedgerHead, SessionStatement
 
 STATEMENT_LIFE_S = 120.0  # an idle enclave reports, for a fresh one, well within it
 
@@ -20,10 +20,15 @@ def state(
     *,
     lease: LeaseId | None,
     left: int,
+    head: LedgerHead,
     now: datetime,
     key: SigningKey,
 ) -> Signed:
-    """Sign that *session* holds *loan*, with *lease* if any, and that *left* credits are free."""
+    """
+    Sign that *session* holds *loan*, with *lease* if any, and that *left* credits are free.
+
+    *head* is of the ledger, and durable.
+    """
     return sign(
         SessionStatement(
             loan=loan.loan,
@@ -32,6 +37,7 @@ def state(
             model_digest=loan.model,
             lease=lease,
             left=left,
+            head=head,
             issued=now,
             expires=now + timedelta(seconds=STATEMENT_LIFE_S),
         ),

@@ -209,7 +209,9 @@ class Conversation:
             try:
                 socket = await stack.enter_async_context(self._client.control())
                 async with asyncio.timeout(HELLO_TIMEOUT_S):
-                    return socket, await socket.hello(self._session.id, self._key)
+                    return socket, await socket.hello(
+                        self._session.id, self._key, self._session.renewal.newest_statement
+                    )
             except (AIGovToolError, TimeoutError) as error:
                 why = str(error) or "no answer in time"
                 if self._said != why:  # once for as long as it stays the same

@@ -26,7 +26,7 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.ids import SessionId
-from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, decode, encode
+from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed, decode, encode
 from aigovtool.wire.control import (
     MAX_CONTROL_BYTES,
     ControlChallenge,
@@ -110,11 +110,16 @@ class ControlSocket:
             return decode(frame.data, kind, max_bytes=MAX_CONTROL_BYTES)
         raise _lost(frame.data if isinstance(frame.data, Exception) else None)
 
-    async def hello(self, session: SessionId, key: SigningKey) -> FromCustodian:
-        """Say who is here, and return the custodian's first word: `Welcome` or `SessionEnded`."""
+    async def hello(self, session: SessionId, key: SigningKey, statement: Signed) -> FromCustodian:
+        """
+        Say who is here, and return the custodian's first word: `Welcome` or `SessionEnded`.
+
+        Args:
+            statement: the newest that the custodian gave this session.
+        """
         challenge: ControlChallenge = await self.receive(ControlChallenge)
         signature = key.sign(Label.CONTROL_HELLO, challenge.nonce + session.encode())
-        await self.send(Hello(session=session, signature=signature))
+        await self.send(Hello(session=session, signature=signature, statement=statement))
         first: FromCustodian = await self.receive(FromCustodian)
         return first
 

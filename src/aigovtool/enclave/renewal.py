@@ -40,6 +40,7 @@ from aigovtool.errors import (
 from aigovtool.ids import ConsumerId, LoanId, SessionId
 from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import (
+    HELD,
     Lease,
     MoreDecided,
     MoreWanted,
@@ -110,6 +111,7 @@ class Renewal:
         self.connected = False
         self.low_mark = 0
         self.statement = statement
+        self.newest_statement = statement
         self._stated = self._read_statement(statement)
 
     # --- for the API ---------------------------------------------------------------------------
@@ -241,6 +243,8 @@ class Renewal:
         self.connected = True
         self._suspended = False
         self.terms = welcome.terms
+        if welcome.state == HELD:
+            self._settlements.hand_in()
         self.freed(welcome.left)
         for waiter in self.queue:
             self._consider(waiter)
@@ -268,6 +272,7 @@ class Renewal:
             return
         stated = self._read_statement(answer.statement)
         self._sent = None
+        self.newest_statement = answer.statement
         if stated.lease is not None or self._stated.lease not in self.meter.live(now_s):
             # a statement names the lease that came with it: one that is live is worth keeping
             self._stated, self.statement = stated, answer.statement

@@ -3,12 +3,15 @@ Settlements: signed when a lease is closed, kept and repeated until the custodia
 
 Rule 1: a lease is closed before its settlement is signed; what is signed is final.
 Rule 2: a settlement is sent again until the custodian says that it is durable, and never altered.
-Rule 3: settlements are numbered and chained, so that an account of them cannot leave one out.
+Rule 3: the newest stay here when they are durable, to be handed in again should the custodian find
+        that its ledger was put back to an older copy.
+Rule 4: settlements are numbered and chained, so that an account of them cannot leave one out.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +25,7 @@ from aigovtool.wire.codec import Signed, sign
 from aigovtool.wire.control import MAX_SETTLEMENTS, NO_SETTLEMENT_BEFORE, Settlement
 
 AGAIN_S = 1.0  # after an answer that did not acknowledge all
+KEPT = 1024  # settlements, after they were acknowledged: an hour of leases of 5 s, about 1 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Settlements:
     __slots__ = (
         "_chain",
         "_count",
+        "_kept",
         "_key",
         "_loan",
         "_receipts",
@@ -54,6 +59,7 @@ class Settlements:
         self._count = 0
         self._chain = NO_SETTLEMENT_BEFORE
         self._unsettled: dict[LeaseId, _Unsettled] = {}
+        self._kept: deque[_Unsettled] = deque(maxlen=KEPT)
         self.again_s = -math.inf
 
     def __bool__(self) -> bool:
@@ -88,8 +94,15 @@ class Settlements:
     def acknowledged(self, leases: Iterable[LeaseId], now_s: float) -> None:
         """The custodian has these; what it has not acknowledged is sent again, a little later."""
         for lease in leases:
-            self._unsettled.pop(lease, None)
+            if (settled := self._unsettled.pop(lease, None)) is not None:
+                self._kept.append(settled)
         self.again_s = now_s + AGAIN_S if self._unsettled else -math.inf
+
+    def hand_in(self) -> None:
+        """Send what was acknowledged once more: the custodian's ledger may have lost it since."""
+        while self._kept:
+            settled = self._kept.popleft()
+            self._unsettled[settled.use.lease] = settled
 
     def uses(self) -> Iterator[Use]:
         """Yield what comes back to the custodian once these are durable."""

@@ -42,10 +42,22 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """
     Who is here. `signature` is by the session's attested signing key over
     ``nonce || session`` (`Label.CONTROL_HELLO`).
+
+    Args:
+        statement: the newest `SessionStatement` of this session: a ledger that was put back from
+            a copy, and may not know the session, is told so by its own signature.
     """
 
     session: SessionId
     signature: bytes
+    statement: Signed
+
+
+HELD = "held"
+"""
+The state of every loan while the custodian's ledger is held: enclaves stop, hand in every
+settlement that they still have, those that were acknowledged too, and are leased nothing.
+"""
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):

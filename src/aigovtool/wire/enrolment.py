@@ -44,8 +44,31 @@ class Keys(Message, frozen=True, kw_only=True):
     hpke_key: bytes
 
 
+class LedgerHead(Message, frozen=True, kw_only=True):
+    """
+    The newest thing that the custodian's ledger held when something was signed.
+
+    Whoever shows it to the custodian later shows a ledger that has lost it since.
+
+    Args:
+        incarnation: 16 random bytes, new whenever a ledger was reconciled after a rollback.
+        event: number of its last event.
+        digest: SHA-256 of that event, 32 bytes.
+    """
+
+    incarnation: bytes
+    event: int
+    digest: bytes
+
+
 class EnrolRequest(Message, frozen=True, kw_only=True):
-    """Fresh evidence for *nonce*; `software` is for people and proves nothing."""
+    """
+    Fresh evidence for *nonce*; `software` is for people and proves nothing.
+
+    Args:
+        statement: the newest `SessionStatement` that this enclave, or the one before it on the same
+            disk, was given; None for the first.
+    """
 
     loan: LoanId
     nonce: bytes
@@ -53,6 +76,7 @@ class EnrolRequest(Message, frozen=True, kw_only=True):
     evidence: Documents
     endorsements: Documents
     software: str
+    statement: Signed | None = None
 
 
 class Secrets(Message, frozen=True, kw_only=True):
@@ -117,6 +141,7 @@ class SessionStatement(Message, frozen=True, kw_only=True):
         model_digest: SHA-256 of the sealed model's manifest, as signed.
         lease: the live lease, or None when there is nothing to lease.
         left: credits of the loan not leased to anyone when this was issued.
+        head: of the custodian's ledger, which must never be behind it again.
     """
 
     loan: LoanId
@@ -125,6 +150,7 @@ class SessionStatement(Message, frozen=True, kw_only=True):
     model_digest: bytes
     lease: LeaseId | None
     left: int
+    head: LedgerHead
     issued: Time
     expires: Time
 

@@ -19,6 +19,7 @@ from aigovtool.cli.custodian.remote import (
     loan_argument,
     loan_option,
     loan_text,
+    mark_option,
     master_key_option,
     model_digest,
     one_consumer,
@@ -43,6 +44,7 @@ def model() -> None:
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 @data_option
 @master_key_option
+@mark_option
 @click.option("--interface", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model-name", help="Instead of the file's name.")
 @click.option("--model-version", default="1", show_default=True)
@@ -53,6 +55,7 @@ def model_seal(
     path: Path,
     data: Path,
     master_key_file: Path | None,
+    mark: Path | None,
     interface: Path | None,
     model_name: str | None,
     model_version: str,
@@ -72,6 +75,7 @@ def model_seal(
             clock=SystemClock(),
             environ=os.environ,
             master_key_file=master_key_file,
+            mark=mark,
         ) as app,
         sealing_bar(path) as progress,
     ):

@@ -41,6 +41,13 @@ master_key_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Master key, instead of DIR/master.key or AIGOVTOOL_MASTER_KEY.",
 )
+mark_option = click.option(
+    "--mark",
+    envvar="AIGOVTOOL_MARK",
+    show_envvar=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What remembers, outside DIR, how far the ledger is. Default: in $XDG_STATE_HOME.",
+)
 reason_option = click.option(
     "--reason", default="", help="Why, for the events and whom it concerns."
 )

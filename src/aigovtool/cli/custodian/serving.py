@@ -15,6 +15,7 @@ from aigovtool.cli.custodian.group import custodian
 from aigovtool.cli.custodian.remote import (
     POLICY_MEND,
     data_option,
+    mark_option,
     master_key_option,
     sealing_bar,
 )
@@ -99,6 +100,7 @@ def _simulated_alternative(now: datetime) -> Any:
 )
 @click.option("--admin-tls-key", type=click.Path(path_type=Path, dir_okay=False), help="Its key.")
 @click.option("--database", metavar="URL", help="The ledger, instead of DIR/ledger.db.")
+@mark_option
 @click.option(
     "--upload",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -165,6 +167,7 @@ def serve(
     admin_tls_certificate: Path | None,
     admin_tls_key: Path | None,
     database: str | None,
+    mark: Path | None,
     upload: Path | None,
     interface: Path | None,
     model_name: str | None,
@@ -212,6 +215,7 @@ def serve(
             environ=os.environ,
             master_key_file=master_key_file,
             database=database,
+            mark=mark,
             courier=courier,
         ) as app,
         closing(Doors.bind(config)) as doors,

@@ -5,12 +5,14 @@ Rule 1: nothing is told to anyone who has not signed our nonce with a session's 
 Rule 2: messages are handled one after the other, so a peer's pace is bounded by our own; a bucket
         bounds it further.
 Rule 3: a session that may only settle is told so after its first report, and ends.
+Rule 4: while the ledger is held a session may hand in what it has, and is given nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 from typing import TypeAlias
@@ -26,13 +28,14 @@ from aigovtool.custodian.reporting import Reporting
 from aigovtool.errors import (
     AIGovToolError,
     MalformedError,
+    NotFoundError,
     RefusedError,
     UnavailableError,
     VerificationError,
 )
 from aigovtool.ids import LoanId
 from aigovtool.telemetry.logs import event
-from aigovtool.wire.codec import decode, encode
+from aigovtool.wire.codec import Signed, decode, encode
 from aigovtool.wire.control import (
     MAX_CONTROL_BYTES,
     ControlChallenge,
@@ -45,6 +48,7 @@ from aigovtool.wire.control import (
     SessionEnded,
     Stopped,
 )
+from aigovtool.wire.enrolment import SessionStatement
 
 HELLO_TIMEOUT_S = 10.0
 MAX_HELLO_BYTES = 4096
@@ -71,7 +75,14 @@ class Control:
         await socket.accept()
         code = NORMAL
         try:
-            session = await self._identify(socket, loan)
+            hello, nonce = await self._greet(socket)
+            stated = await off_loop(
+                self._app.pool, lambda: self._app.handing_in.identify(hello, nonce, loan)
+            )
+            if self._app.ledger.held is not None:
+                await self._take_in(socket, stated, hello.statement)
+                return
+            session = await self._identify(hello, nonce, loan)
             async with self._app.hub.connection(session.session, session.loan) as connection:
                 try:
                     await self._converse(socket, session, connection)
@@ -97,7 +108,7 @@ class Control:
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 await socket.close(code)
 
-    async def _identify(self, socket: WebSocket, loan: LoanId) -> Session:
+    async def _greet(self, socket: WebSocket) -> tuple[Hello, bytes]:
         nonce = secrets.token_bytes(NONCE_BYTES)
         await socket.send_text(encode(ControlChallenge(nonce=nonce)).decode())
         try:
@@ -105,10 +116,38 @@ class Control:
                 hello = decode(await _receive(socket), Hello, max_bytes=MAX_HELLO_BYTES)
         except TimeoutError:
             raise UnavailableError("nobody said hello in time") from None
+        return hello, nonce
+
+    async def _identify(self, hello: Hello, nonce: bytes, loan: LoanId) -> Session:
         session = await off_loop(self._app.pool, lambda: self._app.sessions.identify(hello, nonce))
         if session.loan != loan:
             raise VerificationError("the session is of another loan", code="control.loan")
         return session
+
+    async def _take_in(
+        self, socket: WebSocket, stated: SessionStatement, statement: Signed
+    ) -> None:
+        """While the ledger is held: take settlements and proofs, give nothing."""
+        app = self._app
+        await _send(socket, await off_loop(app.pool, lambda: app.handing_in.welcome(stated.loan)))
+        pace = _Pace()
+        while True:
+            await pace.wait()
+            message: _Message = decode(
+                await _receive(socket), FromEnclave, max_bytes=MAX_CONTROL_BYTES
+            )
+            match message:
+                case Report():
+                    take = functools.partial(app.handing_in.take, stated, statement, message)
+                    await _send(socket, await off_loop(app.reports, take))
+                case Stopped(proof=proof):
+                    stopped = functools.partial(app.sessions.stopped, stated.session, proof)
+                    with contextlib.suppress(NotFoundError):  # a session that the ledger lost
+                        await off_loop(app.reports, stopped)
+                    await socket.close(NORMAL)
+                    return
+                case _:
+                    pass  # wishes and evidence are for a ledger that is served
 
     async def _converse(self, socket: WebSocket, session: Session, connection: Connection) -> None:
         welcome, settle_only = await off_loop(

@@ -226,6 +226,7 @@ class PostgresView(View):
     __slots__ = ("_connection",)
 
     def __init__(self, connection: Connection) -> None:
+        super().__init__()
         self._connection = connection
 
     def _run(self, query: str, **values: Any) -> int:

@@ -25,9 +25,12 @@ from aigovtool.custodian.records import (
     Event,
     GrantKind,
     GrantRow,
+    HandedIn,
+    Hold,
     LeaseAccount,
     LeaseRow,
     LeaseState,
+    Life,
     Loan,
     LoanTerms,
     LogHead,
@@ -405,6 +408,7 @@ def lease_values(row: LeaseRow) -> Values:
         "used": row.used,
         "forfeited_us": to_us_or_none(row.forfeited),
         "refunded_us": to_us_or_none(row.refunded),
+        "written_off_us": to_us_or_none(row.written_off),
     }
 
 
@@ -422,6 +426,7 @@ def lease_of(row: Row, caps: Mapping[ConsumerId, int]) -> LeaseRow:
         used=row["used"],
         forfeited=from_us_or_none(row["forfeited_us"]),
         refunded=from_us_or_none(row["refunded_us"]),
+        written_off=from_us_or_none(row["written_off_us"]),
         caps=caps,
     )
 
@@ -559,6 +564,41 @@ def stop_proof_of(row: Row) -> StopProofRow:
         session=row["session"],
         payload=row["payload"],
         signature=row["signature"],
+        received=from_us(row["received_us"]),
+    )
+
+
+def hold_values(row: Hold) -> Values:
+    return {"code": row.code, "reason": row.reason, "since_us": to_us(row.since)}
+
+
+def life_of(row: Row) -> Life:
+    hold = None
+    if row["code"] is not None:
+        hold = Hold(code=row["code"], reason=row["reason"], since=from_us(row["since_us"]))
+    return Life(incarnation=row["incarnation"], hold=hold)
+
+
+def handed_in_values(row: HandedIn) -> Values:
+    return {
+        "lease": row.lease,
+        "session": row.session,
+        "loan": row.loan,
+        "payload": row.settlement.payload,
+        "signature": row.settlement.signature,
+        "statement_payload": row.statement.payload,
+        "statement_signature": row.statement.signature,
+        "received_us": to_us(row.received),
+    }
+
+
+def handed_in_of(row: Row) -> HandedIn:
+    return HandedIn(
+        lease=row["lease"],
+        session=row["session"],
+        loan=row["loan"],
+        settlement=Signed(payload=row["payload"], signature=row["signature"]),
+        statement=Signed(payload=row["statement_payload"], signature=row["statement_signature"]),
         received=from_us(row["received_us"]),
     )
 

@@ -195,6 +195,7 @@ class SqliteView(View):
     __slots__ = ("_connection",)
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__()
         self._connection = connection
 
     def _run(self, query: str, **values: Any) -> int:

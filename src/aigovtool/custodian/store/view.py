@@ -21,8 +21,11 @@ from aigovtool.custodian.records import (
     Custodian,
     Event,
     GrantRow,
+    HandedIn,
+    Hold,
     LeaseAccount,
     LeaseRow,
+    Life,
     Loan,
     LogHead,
     LogRow,
@@ -44,7 +47,10 @@ from aigovtool.wire.codec import Signed
 class View(ABC):
     """One transaction: `Reading`, and within `write` also `Writing`."""
 
-    __slots__ = ()
+    __slots__ = ("touched",)
+
+    def __init__(self) -> None:
+        self.touched: dict[LoanId | ConsumerId, Account] = {}
 
     @abstractmethod
     def _run(self, query: str, **values: Any) -> int:
@@ -307,6 +313,32 @@ class View(ABC):
         row = self._one("log_entry_of_event", event=event)
         return None if row is None else rows.log_row_of(row)
 
+    def event(self, number: int) -> Event | None:
+        row = self._one("event", number=number)
+        return None if row is None else rows.event_of(row)
+
+    def unsettled_leases_of_loan(self, loan: LoanId) -> Sequence[LeaseRow]:
+        return [self._with_caps(row) for row in self._all("unsettled_leases_of_loan", loan=loan)]
+
+    def last_lease_number(self, session: SessionId) -> int:
+        return int(self._just_one("last_lease_number", session=session)["number"])
+
+    def unended_sessions_of_loan(self, loan: LoanId) -> Sequence[Session]:
+        return [rows.session_of(row) for row in self._all("unended_sessions_of_loan", loan=loan)]
+
+    def incarnations(self) -> Sequence[bytes]:
+        return [row["incarnation"] for row in self._all("incarnations")]
+
+    def life(self) -> Life:
+        return rows.life_of(self._just_one("life"))
+
+    def handed_in(self) -> Sequence[HandedIn]:
+        return [rows.handed_in_of(row) for row in self._all("handed_in")]
+
+    def handed_in_of_lease(self, lease: LeaseId) -> HandedIn | None:
+        row = self._one("handed_in_of_lease", lease=lease)
+        return None if row is None else rows.handed_in_of(row)
+
     # --- writing ---
 
     @contextlib.contextmanager
@@ -327,9 +359,11 @@ class View(ABC):
         self._run("insert_model", **rows.model_values(row))
 
     def insert_loan(self, row: Loan, policy: str) -> None:
+        self.touched[row.loan] = row.account
         self._run("insert_loan", policy=policy, **rows.loan_values(row))
 
     def set_loan_account(self, loan: LoanId, account: Account) -> None:
+        self.touched[loan] = account
         self._change("set_loan_account", loan=loan, **rows.account_values(account))
 
     def set_loan_state(self, loan: LoanId, state: LoanState, reason: str) -> None:
@@ -343,9 +377,11 @@ class View(ABC):
         self._change("set_loan_token", loan=loan, token_sha256=token_sha256)
 
     def insert_consumer(self, row: Consumer) -> None:
+        self.touched[row.consumer] = row.account
         self._run("insert_consumer", **rows.consumer_values(row))
 
     def set_consumer_account(self, consumer: ConsumerId, account: Account, used: int) -> None:
+        self.touched[consumer] = account
         self._change(
             "set_consumer_account", consumer=consumer, used=used, **rows.account_values(account)
         )
@@ -461,8 +497,8 @@ class View(ABC):
         consumer: ConsumerId | None,
         lease: LeaseId | None,
         detail: bytes,
-    ) -> None:
-        self._run(
+    ) -> int:
+        row = self._just_one(
             "insert_event",
             time_us=rows.to_us(time),
             kind=kind,
@@ -473,6 +509,25 @@ class View(ABC):
             lease=lease,
             detail=detail,
         )
+        return int(row["number"])
+
+    def write_off_leases(self, loan: LoanId, now: datetime) -> None:
+        self._run("write_off_leases", loan=loan, now_us=rows.to_us(now))
+
+    def begin_incarnation(self, incarnation: bytes, now: datetime) -> None:
+        self._run("begin_incarnation", incarnation=incarnation, began_us=rows.to_us(now))
+
+    def set_hold(self, row: Hold) -> None:
+        self._run("set_hold", **rows.hold_values(row))
+
+    def lift_hold(self) -> None:
+        self._run("lift_hold")
+
+    def insert_handed_in(self, row: HandedIn) -> None:
+        self._run("insert_handed_in", **rows.handed_in_values(row))
+
+    def forget_handed_in(self) -> None:
+        self._run("forget_handed_in")
 
     def insert_log_head(self, row: LogHead) -> None:
         self._run("insert_log_head", **rows.log_head_values(row))

@@ -346,9 +346,9 @@ ORDER BY sessions.session LIMIT :limit;
 -- name: insert_lease
 -- Grant a lease.
 INSERT INTO leases (lease, session, loan, number, credits, duration_us, granted_us, expires_us,
-    state, used, forfeited_us, refunded_us)
+    state, used, forfeited_us, refunded_us, written_off_us)
 VALUES (:lease, :session, :loan, :number, :credits, :duration_us, :granted_us, :expires_us,
-    :state, :used, :forfeited_us, :refunded_us);
+    :state, :used, :forfeited_us, :refunded_us, :written_off_us);
 
 -- name: insert_lease_cap
 -- Reserve a part of a consumer's own budget for a lease.
@@ -357,7 +357,7 @@ INSERT INTO lease_caps (lease, consumer, credits) VALUES (:lease, :consumer, :cr
 -- name: lease
 -- One lease by its id.
 SELECT lease, session, loan, number, credits, duration_us, granted_us, expires_us, state, used,
-    forfeited_us, refunded_us
+    forfeited_us, refunded_us, written_off_us
 FROM leases WHERE lease = :lease;
 
 -- name: lease_caps
@@ -367,7 +367,7 @@ SELECT consumer, credits FROM lease_caps WHERE lease = :lease ORDER BY consumer;
 -- name: leases_of_loan
 -- The leases of a loan, the newest first.
 SELECT lease, session, loan, number, credits, duration_us, granted_us, expires_us, state, used,
-    forfeited_us, refunded_us
+    forfeited_us, refunded_us, written_off_us
 FROM leases WHERE loan = :loan ORDER BY granted_us DESC, lease LIMIT :limit;
 
 -- name: open_of_session
@@ -544,7 +544,8 @@ SELECT session, payload, signature, received_us FROM stop_proofs WHERE session =
 -- name: insert_event
 -- Append one event.
 INSERT INTO events (time_us, kind, actor, loan, session, consumer, lease, detail)
-VALUES (:time_us, :kind, :actor, :loan, :session, :consumer, :lease, :detail);
+VALUES (:time_us, :kind, :actor, :loan, :session, :consumer, :lease, :detail)
+RETURNING number;
 
 -- name: events_after
 -- Events from a number on, the oldest first.
@@ -604,3 +605,77 @@ WHERE leaf >= :first ORDER BY leaf LIMIT :limit;
 -- name: log_entry_of_event
 -- The entry that commits to an event.
 SELECT leaf, event, salt, entry FROM log_entries WHERE event = :event;
+
+-- name: event
+-- One event by its number.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE number = :number;
+
+-- name: unsettled_leases_of_loan
+-- Leases whose use is not known, the oldest first.
+SELECT lease, session, loan, number, credits, duration_us, granted_us, expires_us, state, used,
+    forfeited_us, refunded_us, written_off_us
+FROM leases WHERE loan = :loan AND state IN ('open', 'forfeited') AND written_off_us IS NULL
+ORDER BY granted_us, lease;
+
+-- name: write_off_leases
+-- From now on settlements of what is unsettled give nothing back.
+UPDATE leases SET written_off_us = :now_us
+WHERE loan = :loan AND state IN ('open', 'forfeited') AND written_off_us IS NULL;
+
+-- name: last_lease_number
+-- The highest report number of a session that was leased to, 0 when there is none.
+SELECT coalesce(max(number), 0) AS number FROM leases WHERE session = :session;
+
+-- name: unended_sessions_of_loan
+-- Sessions that may come back, the oldest first.
+SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+FROM sessions WHERE loan = :loan AND state <> 'ended' ORDER BY opened_us, session;
+
+-- name: incarnations
+-- The lives of this ledger, the first first.
+SELECT incarnation FROM incarnations ORDER BY number;
+
+-- name: begin_incarnation
+-- Begin another life.
+INSERT INTO incarnations (number, incarnation, began_us)
+SELECT coalesce(max(number), 0) + 1, :incarnation, :began_us FROM incarnations;
+
+-- name: life
+-- The present life of this ledger, and why nothing may be leased, if so.
+SELECT (SELECT incarnation FROM incarnations ORDER BY number DESC LIMIT 1) AS incarnation,
+    (SELECT code FROM hold) AS code, (SELECT reason FROM hold) AS reason,
+    (SELECT since_us FROM hold) AS since_us;
+
+-- name: set_hold
+-- Hold; the reason that was found first stays.
+INSERT INTO hold (only_one, code, reason, since_us) VALUES (1, :code, :reason, :since_us)
+ON CONFLICT (only_one) DO NOTHING;
+
+-- name: lift_hold
+-- Let leases be granted again.
+DELETE FROM hold;
+
+-- name: insert_handed_in
+-- Keep a settlement that came while the ledger was held.
+INSERT INTO handed_in (lease, session, loan, payload, signature, statement_payload,
+    statement_signature, received_us)
+VALUES (:lease, :session, :loan, :payload, :signature, :statement_payload, :statement_signature,
+    :received_us);
+
+-- name: handed_in
+-- What came while the ledger was held.
+SELECT lease, session, loan, payload, signature, statement_payload, statement_signature,
+    received_us
+FROM handed_in ORDER BY loan, session, lease;
+
+-- name: handed_in_of_lease
+-- What came for one lease.
+SELECT lease, session, loan, payload, signature, statement_payload, statement_signature,
+    received_us
+FROM handed_in WHERE lease = :lease;
+
+-- name: forget_handed_in
+-- It was reconciled: settlements and events hold it now.
+DELETE FROM handed_in;

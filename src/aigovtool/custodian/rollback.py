@@ -1,0 +1,132 @@
+"""
+Whether this ledger is the one that was last served, or an older copy of it.
+
+Rule 1: whatever shows something that the ledger has lost holds it: its mark outside, a statement
+        that it signed itself, its own memory of a moment ago.
+Rule 2: a held ledger leases, releases and grants nothing, until `custodian reconcile`.
+Rule 3: what belongs to a life of the ledger that a reconciliation has ended is no alarm: all that
+        was leased in it has been charged.
+
+What judges here reads the ledger and changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from aigovtool.custodian.budget import Account
+from aigovtool.custodian.mark import AccountId, Mark, Marked
+from aigovtool.custodian.records import Event, Hold
+from aigovtool.custodian.store.base import Reading
+from aigovtool.custodian.store.rows import to_us
+from aigovtool.errors import MalformedError, PromiseBrokenError, Reason, UnavailableError
+from aigovtool.ids import DIGEST_BYTES, sha256
+from aigovtool.wire.enrolment import LedgerHead
+
+LOST = "rollback."  # the codes of what shows that the ledger has lost something begin so
+RETRY_AFTER_S = 30.0  # a person has to act
+
+
+def digest_of(event: Event) -> bytes:
+    """Return the SHA-256 of an event: of its columns as a JSON array, times in microseconds."""
+    return sha256(
+        msgspec.json.encode(
+            [
+                event.number,
+                to_us(event.time),
+                event.kind,
+                event.actor,
+                event.loan,
+                event.session,
+                event.consumer,
+                event.lease,
+                event.detail,
+            ]
+        )
+    )
+
+
+def head_of(tx: Reading) -> LedgerHead:
+    """Return how far the ledger is."""
+    incarnation, events = tx.life().incarnation, tx.last_events(None, 1)
+    if incarnation is None:
+        raise PromiseBrokenError("a ledger without a beginning")
+    if not events:
+        return LedgerHead(incarnation=incarnation, event=0, digest=bytes(DIGEST_BYTES))
+    return LedgerHead(incarnation=incarnation, event=events[0].number, digest=digest_of(events[0]))
+
+
+def accounts_of(tx: Reading) -> dict[AccountId, Account]:
+    """Return the accounts that a mark remembers: of loans, and of consumers with one."""
+    accounts: dict[AccountId, Account] = {}
+    for loan in tx.loans():
+        accounts[loan.loan] = loan.account
+        for consumer in tx.consumers_of_loan(loan.loan):
+            if consumer.budgeted:
+                accounts[consumer.consumer] = consumer.account
+    return accounts
+
+
+def lost_since(tx: Reading, seen: LedgerHead) -> Reason | None:
+    """Return what *seen*, once this ledger's head, shows it to have lost, if anything."""
+    incarnations = tx.incarnations()
+    if seen.incarnation not in incarnations:
+        return Reason(
+            code="rollback.incarnation",
+            message="this ledger is older than its last reconciliation",
+            expected=f"incarnation {seen.incarnation.hex()}",
+            came=f"incarnation {incarnations[-1].hex()}",
+        )
+    if seen.incarnation != incarnations[-1] or seen.event == 0:
+        return None
+    event = tx.event(seen.event)
+    if event is None:
+        return Reason(
+            code="rollback.behind",
+            message="this ledger is an older copy of itself",
+            expected=f"event {seen.event} or a later one",
+            came=f"event {head_of(tx).event} is its last",
+        )
+    if digest_of(event) != seen.digest:
+        return Reason(
+            code="rollback.fork",
+            message="this ledger has another history than the one that was served",
+            expected=f"event {seen.event} with the digest {seen.digest.hex()}",
+            came=digest_of(event).hex(),
+        )
+    return None
+
+
+def judge_mark(tx: Reading, mark: Mark) -> tuple[Marked | None, Reason | None]:
+    """
+    Return what the mark says, and why the ledger must be held for it, if so.
+
+    A ledger without loans lends nothing, so that a mark which is not there yet is none missing. Nor
+    is it for a replica that comes to a database which others may serve.
+    """
+    try:
+        marked = mark.read()
+    except MalformedError as error:
+        return None, error.reasons[0]
+    if marked is not None:
+        return marked, lost_since(tx, marked.head)
+    if mark.shared or not tx.loans():
+        return None, None
+    return None, Reason(
+        code="mark.absent",
+        message="this ledger was last served elsewhere, or its mark is lost",
+        expected=f"a mark at {mark.path}",
+        came="none",
+        mend="name the mark with --mark, or aigovtool custodian reconcile",
+    )
+
+
+def held_error(hold: Hold) -> UnavailableError:
+    """Return what everybody is told who asks a held ledger for something."""
+    return UnavailableError(
+        f"the custodian's ledger is held: {hold.reason}",
+        code="ledger.held",
+        came=hold.code,
+        mend="the custodian's operator runs: aigovtool custodian reconcile",
+        retry_after_s=RETRY_AFTER_S,
+    )
