@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from aigovtool.cli.log_source import open_log
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.meter import Charge
 from aigovtool.errors import MalformedError, NotFoundError, PromiseBrokenError, VerificationError
 from aigovtool.ids import LoanId, sha256
+from aigovtool.proof.logged import Log
 from aigovtool.proof.receipts import Checked
 from aigovtool.proof.statement import Verified
 from aigovtool.wire.codec import Signed, decode, encode, sign
 from aigovtool.wire.control import Settlement
-from aigovtool.wire.receipt import from_header
+from aigovtool.wire.receipt import Receipt, from_header
 from aigovtool.wire.statement import LeaseLine, SessionLine, Statement, read_file
 from tests.custodian.ledgers import BEGIN
 from tests.proof.lending import (
@@ -552,3 +554,77 @@ def test_a_clone_of_a_session_is_a_fork(month: Month) -> None:
     kept = lent.kept_session(first)
     verified = lent.verify(month.file, receipts=lent.checked([cloned], kept))
     assert "receipt.fork" in codes(verified)
+
+
+# --- what the log shows --------------------------------------------------------------------------
+
+
+def published(month: Month) -> Log:
+    """A copy of the log, as the custodian publishes it."""
+    app = month.lent.made.app
+    app.logbook.run()
+    return open_log(str(app.folder.log), app.key.public_key)
+
+
+def test_the_log_says_what_an_honest_statement_says(month: Month) -> None:
+    verified = month.lent.verify(month.file, receipts=month.receipts, log=published(month))
+    assert not verified.findings
+    assert verified.logged
+
+
+def test_what_is_left_out_so_that_everything_fits_is_in_the_log(month: Month) -> None:
+    """No receipt and no stop proof of the lease is shown: only the log knows of it."""
+
+    def forgotten(said: Statement) -> Statement:
+        closing = replace(
+            said.closing, granted=said.closing.granted - month.lost.credits, forfeited=0
+        )
+        leases = tuple(line for line in said.leases if line.lease != month.lost.lease)
+        sessions = tuple(line for line in said.sessions if line.session != month.lost.session)
+        return replace(
+            said, leases=leases, sessions=sessions, grants=said.grants[:-1], closing=closing
+        )
+
+    forged = month.lent.liar(month.file, forgotten)
+    assert not month.lent.verify(forged).findings
+    found = month.lent.verify(forged, log=published(month)).findings
+    assert {finding.code for finding in found} == {"log.unaccounted"}
+    assert len(found) == 3  # the lease, its forfeit, its refund
+
+
+def test_a_grant_that_was_altered_so_that_everything_fits_is_in_the_log(month: Month) -> None:
+    def less(said: Statement) -> Statement:
+        grants = [said.grants[0], replace(said.grants[1], credits=40), *said.grants[2:]]
+        closing = replace(
+            said.closing, granted=said.closing.granted - 10, left=said.closing.left - 10
+        )
+        return replace(said, grants=tuple(grants), closing=closing)
+
+    forged = month.lent.liar(month.file, less)
+    assert not month.lent.verify(forged).findings
+    found = codes(month.lent.verify(forged, log=published(month)))
+    assert found == {"log.unaccounted", "log.missing"}
+
+
+def test_a_log_that_is_not_whole_or_anothers_is_refused(month: Month) -> None:
+    log = published(month)
+    with pytest.raises(VerificationError):
+        open_log(str(month.lent.made.app.folder.log), SigningKey.generate().public_key)
+    (entries,) = (month.lent.made.app.folder.log / "tile/entries").glob("000*")
+    (part,) = [path for path in entries.rglob("*") if path.is_file()] or [entries]
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.chmod(0o600)
+    part.write_bytes(data)
+    assert month.lent.verify(month.file, log=log).findings
+
+
+def test_a_receipt_whose_lease_was_never_logged_is_named(month: Month) -> None:
+    log = published(month)
+    stranger = decode(month.mine[0].payload, Receipt)
+    said = replace(stranger, lease="lease_of_nobody", number=99, own_number=1)
+    receipt = sign(said, month.first.side.signing, Label.RECEIPT)
+    month.lent.clock.time = BEGIN
+    checked = month.lent.checked([receipt], month.lent.kept_session(month.first))
+    found = codes(month.lent.verify(month.file, receipts=checked, log=log))
+    assert "receipt.unlogged" in found

@@ -79,8 +79,10 @@ def statement_holds(stage: Stage, file: Path, receipts: Path) -> None:
         ["--policy", str(stage.data / "manifest.toml")],
         ["--ticket", str(stage.data / "loan.toml")],
     ):
-        verified = verify(stage, file, *more, "--receipts", str(receipts))
+        log = ["--log", str(stage.data / "log")]
+        verified = verify(stage, file, *more, *log, "--receipts", str(receipts))
         assert verified["ok"], verified["findings"]
+        assert verified["logged"] > QUERIES
         assert verified["receipts"] == {"counted": QUERIES, "outside": 0}
         assert verified["sessions"][0]["attested"]
         assert "loan.stopped" in {line["kind"] for line in verified["decisions"]}

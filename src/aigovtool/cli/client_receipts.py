@@ -62,10 +62,22 @@ def list_(*, folder: Path | None, limit: int, as_json: bool) -> None:
     help="Judge the sessions by this manifest.toml, instead of the one kept with each; without "
     "FILES, look at the receipts of its loan only.",
 )
+@click.option(
+    "--log",
+    "log_where",
+    metavar="DIR|URL",
+    help="The custodian's transparency log, or a copy of it: every lease must be in it. "
+    "Needs --manifest, which says by whose key.",
+)
 @json_option
 @exits
 def check(
-    *, paths: tuple[Path, ...], folder: Path | None, manifest: Path | None, as_json: bool
+    *,
+    paths: tuple[Path, ...],
+    folder: Path | None,
+    manifest: Path | None,
+    log_where: str | None,
+    as_json: bool,
 ) -> None:
     """
     Check receipts offline: signatures by attested keys, balances, gaps, forks.
@@ -83,11 +95,32 @@ def check(
     if not kept:
         raise ConfigurationError("there are no receipts to check", came=f"{len(files)} files")
     checked = check_receipts(kept, sessions, policy=policy)
+    if log_where is not None:
+        checked = _logged(checked, policy, log_where)
     if as_json:
         print_json(as_json_value(checked))
     else:
         _tell(checked)
     sys.exit(REFUSED if checked.findings else 0)
+
+
+def _logged(checked: Checked, policy: Policy | None, where: str) -> Checked:
+    """Hold receipts against the log of the custodian that the manifest names."""
+    from dataclasses import replace
+
+    from aigovtool.cli.log_source import open_log
+    from aigovtool.errors import ConfigurationError
+    from aigovtool.proof.findings import Findings
+    from aigovtool.proof.logged import check_receipts_logged, read_log
+
+    if policy is None:
+        raise ConfigurationError("by whose key is the log?", mend="give --manifest")
+    custodian = policy.require_custodian()
+    log = open_log(where, custodian.public_key)
+    findings = Findings()
+    logged = read_log(log, custodian.loan, findings)
+    check_receipts_logged(checked.genuine, logged, findings)
+    return replace(checked, findings=(*checked.findings, *findings.all()))
 
 
 def as_json_value(checked: Checked) -> dict[str, Any]:

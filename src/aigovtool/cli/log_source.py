@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aigovtool.crypto.signing import parse_public_key
+from aigovtool.crypto.signing import format_public_key, parse_public_key
 from aigovtool.crypto.tls import pinned_client_context
 from aigovtool.errors import (
     ConfigurationError,
@@ -18,6 +18,8 @@ from aigovtool.errors import (
     RefusedError,
     UnavailableError,
 )
+from aigovtool.proof.logged import Log
+from aigovtool.tlog.checkpoint import open_checkpoint
 from aigovtool.tlog.note import MAX_NOTE_BYTES, NoteVerifier
 from aigovtool.tlog.tiles import (
     CHECKPOINT_PATH,
@@ -195,3 +197,19 @@ def verifier_of(
         )
     certified = open_certificate(certificate(), parse_public_key(custodian_key))
     return NoteVerifier(certified.origin, certified.public_key)
+
+
+def open_log(where: str, custodian_key: bytes) -> Log:
+    """
+    Open a log in a folder or at a URL, whose key *custodian_key* certified.
+
+    Raises:
+        ConfigurationError: no such folder.
+        VerificationError: its key is not certified by that custodian, or signed no checkpoint.
+        NotFoundError, UnavailableError: its files cannot be had.
+    """
+    source = source_of(where, None)
+    verifier = verifier_of(
+        source.certificate, key=None, custodian_key=format_public_key(custodian_key)
+    )
+    return Log(open_checkpoint(source.checkpoint(), verifier), source.read)

@@ -64,6 +64,12 @@ def statement() -> None:
     help="Receipts that you kept: each must be accounted for.",
 )
 @click.option(
+    "--log",
+    "log_where",
+    metavar="DIR|URL",
+    help="The custodian's transparency log, or a copy of it: it must say the same.",
+)
+@click.option(
     "--as-of",
     type=Time(),
     help="Judge evidence as of this time, instead of as of when the custodian judged it.",
@@ -78,6 +84,7 @@ def verify(
     ticket: Path | None,
     receipt_paths: tuple[Path, ...],
     as_of: datetime | None,
+    log_where: str | None,
     as_json: bool,
 ) -> None:
     """
@@ -85,6 +92,7 @@ def verify(
 
     Exit codes: 0 all in order, 1 something is not (each is named), 2 malformed or misused.
     """
+    from aigovtool.cli.log_source import open_log
     from aigovtool.proof.statement import verify_statement
 
     manifest = _manifest(policy)
@@ -96,6 +104,7 @@ def verify(
         policy=manifest,
         as_of=as_of,
         receipts=_receipts(receipt_paths, manifest),
+        log=None if log_where is None else open_log(log_where, key),
     )
     if as_json:
         print_json(as_json_value(verified))
@@ -190,6 +199,7 @@ def as_json_value(verified: Verified) -> dict[str, Any]:
             for line in said.sessions
         ],
         "receipts": verified.covered,
+        "logged": verified.logged,
         "findings": verified.findings,
     }
 
@@ -246,6 +256,8 @@ def _tell(verified: Verified) -> None:
             f"{verified.covered.counted} accounted for"
             + (f", {outside} of other spans" if outside else ""),
         )
+    if verified.logged is not None:
+        line("log", f"{verified.logged} entries of this loan")
     tell(verified.findings)
     if verified.findings:
         result.print(f"{len(verified.findings)} findings", style="bold red")

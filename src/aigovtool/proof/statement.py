@@ -8,6 +8,7 @@ A custodian's statement, checked offline: by the borrower, by a consumer, by any
 4. What sessions signed is genuine, whole and fits (`settled`); the sums follow from it (`sums`).
 5. The sessions were attested, by evidence that is judged again (`attested`).
 6. A consumer's receipts are accounted for (`covered`).
+7. The custodian's transparency log says the same (`logged`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from aigovtool.ids import LeaseId, LoanId, SessionId, sha256
 from aigovtool.proof.attested import check_evidence, document
 from aigovtool.proof.covered import Covered, check_covered
 from aigovtool.proof.findings import Finding, Findings
+from aigovtool.proof.logged import Log, check_logged, check_receipts_logged, read_log
 from aigovtool.proof.receipts import Checked
 from aigovtool.proof.settled import check_settlements
 from aigovtool.proof.sums import check_sums
@@ -45,6 +47,7 @@ class Verified:
         settlements: those that their sessions signed, by lease.
         evidence: what the newest evidence of each session said.
         covered: what became of the receipts that were given, None when none were.
+        logged: entries that the log has for the loan, None when no log was given.
     """
 
     statement: Statement
@@ -52,6 +55,7 @@ class Verified:
     settlements: Mapping[LeaseId, Settlement]
     evidence: Mapping[SessionId, AttestationResult]
     covered: Covered | None
+    logged: int | None
 
 
 def verify_statement(
@@ -62,6 +66,7 @@ def verify_statement(
     policy: Policy | None = None,
     as_of: datetime | None = None,
     receipts: Checked | None = None,
+    log: Log | None = None,
 ) -> Verified:
     """
     Check the file of a statement.
@@ -72,10 +77,12 @@ def verify_statement(
         policy: the reader's own, instead of those that are archived.
         as_of: judge evidence as of then, instead of as of its appraisal.
         receipts: a consumer's, checked by `check_receipts`.
+        log: the custodian's, or a copy of its files.
 
     Raises:
         MalformedError, TooLargeError: not a statement.
         VerificationError: not signed by the custodian, or of another custodian or loan.
+        UnavailableError: a file of the log cannot be had now.
     """
     file = read_file(data)
     verify_signature(
@@ -113,6 +120,12 @@ def verify_statement(
         covered = check_covered(
             statement, settlements, receipts.genuine, receipts.sessions, findings
         )
+    logged = None
+    if log is not None:
+        logged = read_log(log, statement.loan, findings)
+        check_logged(statement, settlements, logged, findings)
+        if receipts is not None:
+            check_receipts_logged(receipts.genuine, logged, findings)
     found = findings.all()
     return Verified(
         statement=statement,
@@ -120,4 +133,5 @@ def verify_statement(
         settlements=settlements,
         evidence=evidence,
         covered=covered,
+        logged=None if logged is None else len(logged.entries),
     )
