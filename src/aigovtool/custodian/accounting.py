@@ -190,6 +190,7 @@ def _leases(tx: Reading, loan: LoanId, span: _Span) -> tuple[LeaseLine, ...]:
             received=received,
             forfeited=span.by_end(row.forfeited),
             refunded=span.by_end(row.refunded),
+            written_off=span.by_end(row.written_off),
         )
         if _belongs(then, span):
             lines.append(_lease(then))
@@ -213,6 +214,7 @@ def _lease(row: LeaseAccount) -> LeaseLine:
         settlement=_received(row.settlement, row.received) if settled else None,
         forfeited=row.forfeited,
         refunded=row.refunded,
+        written_off=row.written_off,
     )
 
 

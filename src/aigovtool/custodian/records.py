@@ -288,6 +288,7 @@ class LeaseAccount:
     expires: datetime
     forfeited: datetime | None
     refunded: datetime | None
+    written_off: datetime | None
     settlement: Signed | None
     received: datetime | None
 

@@ -103,8 +103,8 @@ def _parts_at(line: LeaseLine, used: int, at: datetime) -> dict[str, int]:
     forfeited = line.forfeited is not None and line.forfeited < at
     if not settled:
         return {"forfeited" if forfeited else "leased": line.credits}
-    if forfeited and line.refunded is not None:
-        # its unused credits were granted again before they could come back
+    if forfeited and (line.refunded is not None or line.written_off is not None):
+        # its unused credits were granted again, or written off, before they could come back
         return {"spent": used, "forfeited": line.credits - used}
     return {"spent": used}
 
@@ -221,6 +221,7 @@ def _check_times(statement: Statement, findings: Findings) -> None:
             ("its settlement", received),
             ("its forfeit", line.forfeited),
             ("its refund", line.refunded),
+            ("its writing off", line.written_off),
         ):
             in_span(line.lease, what, time)
 

@@ -73,6 +73,8 @@ class LeaseLine(Message, frozen=True, kw_only=True):
         settlement: the session's signed `Settlement`, None while there is none.
         forfeited: when it was charged whole, its session silent; None when it was not.
         refunded: when its credits were granted again, None when they were not.
+        written_off: when a ledger that had been put back from a copy was reconciled and did not
+            know its use, None otherwise; what it did not use comes back no more.
     """
 
     lease: LeaseId
@@ -83,6 +85,7 @@ class LeaseLine(Message, frozen=True, kw_only=True):
     settlement: Received | None
     forfeited: Time | None
     refunded: Time | None
+    written_off: Time | None
 
 
 class AppraisalLine(Message, frozen=True, kw_only=True):

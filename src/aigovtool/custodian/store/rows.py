@@ -459,6 +459,7 @@ def lease_account_of(row: Row) -> LeaseAccount:
         expires=from_us(row["expires_us"]),
         forfeited=from_us_or_none(row["forfeited_us"]),
         refunded=from_us_or_none(row["refunded_us"]),
+        written_off=from_us_or_none(row["written_off_us"]),
         settlement=Signed(payload=row["payload"], signature=row["signature"]) if settled else None,
         received=from_us_or_none(row["received_us"]),
     )

@@ -433,7 +433,8 @@ SELECT
         WHEN leases.forfeited_us IS NULL OR leases.forfeited_us >= :at_us THEN 0
         WHEN settlements.received_us IS NULL OR settlements.received_us >= :at_us
             THEN leases.credits
-        WHEN leases.refunded_us IS NOT NULL THEN leases.credits - settlements.used
+        WHEN leases.refunded_us IS NOT NULL OR leases.written_off_us IS NOT NULL
+            THEN leases.credits - settlements.used
         ELSE 0 END), 0) AS forfeited
 FROM leases LEFT JOIN settlements ON settlements.lease = leases.lease
 WHERE leases.loan = :loan AND leases.granted_us < :at_us;
@@ -449,7 +450,7 @@ ORDER BY number;
 SELECT leases.lease AS lease, leases.session AS session, leases.credits AS credits,
     leases.granted_us AS granted_us, leases.expires_us AS expires_us,
     leases.forfeited_us AS forfeited_us, leases.refunded_us AS refunded_us,
-    settlements.payload AS payload, settlements.signature AS signature,
+    leases.written_off_us AS written_off_us, settlements.payload AS payload, settlements.signature AS signature,
     settlements.received_us AS received_us
 FROM leases LEFT JOIN settlements ON settlements.lease = leases.lease
 WHERE leases.loan = :loan AND leases.granted_us < :end_us
