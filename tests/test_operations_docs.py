@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import aigovtool
+from aigovtool.custodian.webhooks import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/operations.md").read_text()
@@ -23,3 +24,9 @@ def test_every_named_log_line_is_in_the_table_and_no_other() -> None:
     assert len(given) > 10
     table = PAGE.partition("## Logs")[2].partition("\n## ")[0]
     assert sorted(set(given)) == sorted(re.findall(r"^\| `([a-z_.]+)`", table, re.MULTILINE))
+
+
+def test_every_event_of_webhooks_is_in_the_table_and_no_other() -> None:
+    table = PAGE.partition("## Webhooks")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+    assert sorted(re.findall(r"`([a-z_.]+)`", " ".join(rows))) == sorted(KINDS)

@@ -18,6 +18,7 @@ class Label(bytes, Enum):
     CONTENT_KEY_RELEASE = b"aigovtool/v1/content-key-release"
     CONTENT_KEY_AT_REST = b"aigovtool/v1/content-key-at-rest"
     SIGNING_KEY_AT_REST = b"aigovtool/v1/signing-key-at-rest"
+    WEBHOOK_SECRET_AT_REST = b"aigovtool/v1/webhook-secret-at-rest"
     SEALED_MANIFEST = b"aigovtool/v1/sealed-manifest"
     SEALED_BODY = b"aigovtool/v1/sealed-body"
     SESSION_STATEMENT = b"aigovtool/v1/session-statement"

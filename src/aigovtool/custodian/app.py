@@ -28,6 +28,7 @@ from aigovtool.custodian.appraisal import Appraiser, Completes
 from aigovtool.custodian.challenges import Challenges
 from aigovtool.custodian.consumers import Consumers
 from aigovtool.custodian.data import DataFolder
+from aigovtool.custodian.delivering import Delivering
 from aigovtool.custodian.enrolment import Enrolment
 from aigovtool.custodian.grants import Grants
 from aigovtool.custodian.handing_in import HandingIn
@@ -49,6 +50,7 @@ from aigovtool.custodian.tokens import ADMIN, METRICS, hash_token, new_token
 from aigovtool.custodian.upload import Uploads
 from aigovtool.custodian.vault import Vault
 from aigovtool.custodian.verdicts import Verdicts
+from aigovtool.custodian.webhooks import Webhooks
 from aigovtool.errors import ConfigurationError, ConflictError
 
 POOL_THREADS = 4  # appraisals and the admin API; reports have a thread of their own
@@ -71,6 +73,8 @@ class App:
     ledger: Ledger
     hub: Hub
     metrics: Metrics
+    webhooks: Webhooks
+    delivering: Delivering
     loans: Loans
     consumers: Consumers
     grants: Grants
@@ -303,6 +307,7 @@ def _build(
         courier=courier,
     )
     log_key = keeper.log_key(log_head)
+    delivering = Delivering(ledger=ledger, secret_of=keeper.webhook_secret, pool=pool)
     return App(
         folder=folder,
         clock=clock,
@@ -312,7 +317,9 @@ def _build(
         metrics_token_sha256=metrics_token_sha256,
         ledger=ledger,
         hub=hub,
-        metrics=Metrics(ledger=ledger, hub=hub, clock=clock),
+        metrics=Metrics(ledger=ledger, hub=hub, clock=clock, deliveries=delivering.outcomes.copy),
+        webhooks=Webhooks(ledger=ledger, keep=keeper.keep_webhook_secret),
+        delivering=delivering,
         loans=Loans(ledger=ledger),
         consumers=Consumers(ledger=ledger),
         grants=Grants(ledger=ledger),

@@ -39,6 +39,7 @@ from aigovtool.custodian.records import (
     Standing,
 )
 from aigovtool.custodian.store.base import Reading, Store, Writing
+from aigovtool.custodian.webhooks import BUDGET_LOW, TOLD, body_of
 from aigovtool.errors import (
     AIGovToolError,
     ConflictError,
@@ -46,12 +47,22 @@ from aigovtool.errors import (
     PromiseBrokenError,
     Reason,
 )
-from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, new_id
 from aigovtool.telemetry.logs import event
 from aigovtool.wire.control import HELD, FromCustodian, LoanChanged, RosterChanged
 from aigovtool.wire.enrolment import LedgerHead, RosterEntry
 
 _SECOND = timedelta(seconds=1)
+_MOVES_CREDITS = frozenset(
+    {
+        "budget.low_mark",
+        "credits.granted",
+        "credits.refunded",
+        "lease.granted",
+        "lease.settled",
+        "lease.settled_late",
+    }
+)
 _EVERYDAY = frozenset({"lease.granted", "lease.settled"})  # many a second
 
 _log = logging.getLogger(__name__)
@@ -92,16 +103,20 @@ class Noted:
     consumer: ConsumerId | None
     lease: LeaseId | None
 
+    def ids(self) -> dict[str, str | None]:
+        """Return what it is about."""
+        return {
+            "loan": self.loan,
+            "session": self.session,
+            "consumer": self.consumer,
+            "lease": self.lease,
+        }
+
     def log(self) -> None:
         """Log it under its own name."""
         level = logging.DEBUG if self.kind in _EVERYDAY else logging.INFO
         if _log.isEnabledFor(level):
-            ids = {
-                "loan": self.loan,
-                "session": self.session,
-                "consumer": self.consumer,
-                "lease": self.lease,
-            }
+            ids = self.ids()
             words = " ".join(f"{name} {value}" for name, value in ids.items() if value is not None)
             _log.log(level, "%s: %s", self.kind, words, extra=event(self.kind, **ids))
 
@@ -134,7 +149,11 @@ class Entry:
         **detail: Any,
     ) -> None:
         """Append an event; *detail* is written as JSON and holds no secret."""
-        self.noted.append(Noted(kind, loan, session, consumer, lease))
+        noted = Noted(kind, loan, session, consumer, lease)
+        self.noted.append(noted)
+        if kind in TOLD:
+            body = body_of(kind, self.now, noted.ids(), detail)
+            self.tx.queue_deliveries(new_id("msg"), kind, body, self.now)
         encoded = msgspec.json.encode(detail)
         number = self.tx.insert_event(
             time=self.now,
@@ -157,6 +176,20 @@ class Entry:
             lease=lease,
             detail=encoded,
         )
+
+    def finish(self) -> None:
+        """Say, before it is durable, of which loans this decision made the budget low."""
+        for loan in {one.loan for one in self.noted if one.kind in _MOVES_CREDITS}:
+            mark = None if loan is None else self.tx.low_mark(loan)
+            if loan is None or mark is None:
+                continue
+            credits, was_low = mark
+            left = loan_of(self.tx, loan).account.left
+            if (left < credits) is was_low:
+                continue
+            self.tx.set_low_mark(loan, credits, low=not was_low)
+            if not was_low:
+                self.event(BUDGET_LOW, actor="custodian", loan=loan, left=left, below=credits)
 
     def push(
         self,
@@ -195,6 +228,7 @@ class Together:
         try:
             with self.tx.savepoint():
                 yield entry
+                entry.finish()
         except BaseException:
             self.tx.touched.clear()
             self.tx.touched.update(touched)
@@ -269,6 +303,7 @@ class Ledger:
                 life = _life(tx, while_held=while_held)
                 entry = Entry(tx, self.clock.now())
                 yield entry
+                entry.finish()
             self._kept(entry, life)
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -21,7 +21,7 @@ from aigovtool.clock import Clock
 from aigovtool.custodian.hub import Hub
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.lifecycle import LoanState, SessionState, state_at
-from aigovtool.custodian.records import Loan
+from aigovtool.custodian.records import DeliveryState, Loan
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import UnavailableError
 from aigovtool.telemetry.metrics import Times, counter, counters, gauge, gauges, info, times
@@ -32,7 +32,15 @@ _PARTS = ("granted", "left", "leased", "spent", "forfeited")
 class Metrics(Collector):
     """The numbers of one custodian process; `collect` reads the ledger and may wait for it."""
 
-    def __init__(self, *, ledger: Ledger, hub: Hub, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        hub: Hub,
+        clock: Clock,
+        deliveries: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._deliveries = deliveries
         self._ledger = ledger
         self._hub = hub
         self._clock = clock
@@ -112,6 +120,12 @@ class Metrics(Collector):
             self._hub.pushed,
         )
         yield counters(
+            "aigovtool_custodian_webhook_deliveries_total",
+            "Tries to tell a webhook, by what came of them",
+            ("outcome",),
+            {(outcome,): count for outcome, count in self._deliveries().items()},
+        )
+        yield counters(
             "aigovtool_custodian_http_requests_total",
             "HTTP requests answered",
             ("door", "code"),
@@ -155,6 +169,15 @@ def _standing(tx: Reading, now: datetime) -> Iterator[Metric]:
         "For how long, at most, when they are not reached",
         ("loan",),
         {(loan,): _seconds(until, now) for loan, (_, until) in exposed.items()},
+    )
+    counted = Counter[str]()
+    for webhook in tx.webhooks():
+        counted.update(tx.count_deliveries(webhook.webhook))
+    yield gauges(
+        "aigovtool_custodian_webhook_messages",
+        "Messages to webhooks that are not removed, by state",
+        ("state",),
+        {(state,): counted[state] for state in DeliveryState},
     )
     yield from _sessions(tx, of_open)
     yield gauges(

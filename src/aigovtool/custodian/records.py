@@ -24,6 +24,7 @@ from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.limits import NO_LIMITS, Limits
 
 RequestId = NewType("RequestId", str)
+WebhookId = NewType("WebhookId", str)
 
 CUSTODIAN = "custodian"  # the actor of what nobody asked for
 
@@ -485,3 +486,39 @@ class LogRow:
     event: int | None
     salt: bytes | None
     entry: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Who is told of events of some kinds; the secret is wrapped."""
+
+    webhook: WebhookId
+    url: str
+    kinds: tuple[str, ...]
+    wrapped_secret: bytes
+    created: datetime
+    removed: datetime | None = None
+
+
+class DeliveryState(StrEnum):
+    """What became of a message to a webhook."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message to one webhook; `message` is its id, the same however often it is sent."""
+
+    number: int
+    webhook: WebhookId
+    message: str
+    kind: str
+    body: bytes
+    created: datetime
+    due: datetime
+    tries: int
+    state: DeliveryState
+    answer: str

@@ -154,6 +154,7 @@ class Server:
                 )
                 others = [
                     tasks.create_task(self._sweep()),
+                    tasks.create_task(app.delivering.run()),
                     *(tasks.create_task(entrance.run()) for entrance in entrances),
                 ]
                 on_ready()

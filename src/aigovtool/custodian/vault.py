@@ -27,7 +27,7 @@ from aigovtool.crypto.hpke import seal
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian.admission import ReleasePermit
-from aigovtool.custodian.records import Custodian, LogHead, Model
+from aigovtool.custodian.records import Custodian, LogHead, Model, Webhook
 from aigovtool.errors import ConfigurationError, PromiseBrokenError
 from aigovtool.tlog.note import NoteKey
 from aigovtool.wire.codec import encode
@@ -133,6 +133,15 @@ class Vault:
         if key.verifier.public_key != head.public_key:
             raise PromiseBrokenError("the log's key at rest is not its public key's")
         return key
+
+    def keep_webhook_secret(self, secret: bytes, webhook: str) -> bytes:
+        """Wrap a webhook's secret for the database."""
+        return self._keep(secret, Label.WEBHOOK_SECRET_AT_REST, webhook.encode())
+
+    def webhook_secret(self, webhook: Webhook) -> bytes:
+        """Unwrap a webhook's secret; raises ConfigurationError under another master key."""
+        whose = webhook.webhook.encode()
+        return self._open(webhook.wrapped_secret, Label.WEBHOOK_SECRET_AT_REST, whose)
 
     def keep_content_key(self, content_key: bytes, model_digest: bytes) -> bytes:
         """Wrap a model's content key for the database."""

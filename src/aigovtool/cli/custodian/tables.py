@@ -202,6 +202,25 @@ def requests(found: Sequence[views.RequestView]) -> Table:
     )
 
 
+def webhooks(found: Sequence[views.WebhookView]) -> Table:
+    return table(
+        "",
+        ["webhook", "address", "events", "waiting", "delivered", "dead", "last answer"],
+        [
+            [
+                one.webhook,
+                one.url,
+                ", ".join(one.events),
+                one.waiting,
+                one.delivered,
+                one.dead,
+                one.last_answer,
+            ]
+            for one in found
+        ],
+    )
+
+
 def events(found: Sequence[views.EventView], *, one_line: bool = False) -> Table:
     return table(
         "",

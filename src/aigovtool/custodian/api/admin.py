@@ -29,7 +29,7 @@ from aigovtool.custodian.api.openapi import Operation, describe
 from aigovtool.custodian.app import App
 from aigovtool.custodian.documents import manifest_text, ticket_text
 from aigovtool.custodian.ledger import loan_of, only_loan, session_of
-from aigovtool.custodian.records import Loan, RequestId, RequestState
+from aigovtool.custodian.records import Loan, RequestId, RequestState, Webhook, WebhookId
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import ConfigurationError, MalformedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
@@ -378,6 +378,49 @@ class AdminDoor:
             lambda: views.request_view(self._app.grants.deny(name, actor=ADMIN, reason=why.reason))
         )
 
+    # --- webhooks ----------------------------------------------------------------------------
+
+    async def webhooks(self, request: Request) -> Response:
+        return await self._read(
+            lambda tx, _: [views.webhook_view(tx, one) for one in tx.webhooks()]
+        )
+
+    async def add_webhook(self, request: Request) -> Response:
+        wanted = decode(await read_body(request, MAX_BODY_BYTES), views.NewWebhook)
+
+        def add() -> views.MadeWebhook:
+            row, secret = self._app.webhooks.add(wanted.url, wanted.events, actor=ADMIN)
+            return views.MadeWebhook(webhook=self._webhook(row), secret=secret)
+
+        return await self._do(add)
+
+    async def remove_webhook(self, request: Request) -> Response:
+        await _body(request, views.Why)
+        webhook = WebhookId(request.path_params["webhook"])
+        return await self._do(
+            lambda: self._webhook(self._app.webhooks.remove(webhook, actor=ADMIN))
+        )
+
+    async def test_webhook(self, request: Request) -> Response:
+        await _body(request, views.Why)
+        webhook = WebhookId(request.path_params["webhook"])
+        return await self._do(lambda: self._webhook(self._app.webhooks.test(webhook)))
+
+    async def low_mark(self, request: Request) -> Response:
+        wanted = decode(await read_body(request, MAX_BODY_BYTES), views.LowMark)
+        loan = LoanId(request.path_params["loan"])
+
+        def mark() -> views.LoanView:
+            self._app.webhooks.set_low_mark(loan, wanted.credits, actor=ADMIN)
+            with self._app.ledger.read() as tx:
+                return views.loan_view(tx, loan_of(tx, loan), self._app.clock.now())
+
+        return await self._do(mark)
+
+    def _webhook(self, row: Webhook) -> views.WebhookView:
+        with self._app.ledger.read() as tx:
+            return views.webhook_view(tx, row)
+
     # --- helpers -----------------------------------------------------------------------------
 
     async def _do(self, call: Callable[[], Any]) -> Response:
@@ -549,6 +592,35 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             "Grant a forfeited lease's credits again",
             door.refund_lease,
             views.Why,
+            views.LoanView,
+        ),
+        _get(f"{v1}/webhooks", "List webhooks", door.webhooks, list[views.WebhookView]),
+        _post(
+            f"{v1}/webhooks",
+            "Make a webhook",
+            door.add_webhook,
+            views.NewWebhook,
+            views.MadeWebhook,
+        ),
+        _post(
+            f"{v1}/webhooks/{{webhook}}/remove",
+            "Tell a webhook nothing more",
+            door.remove_webhook,
+            views.Why,
+            views.WebhookView,
+        ),
+        _post(
+            f"{v1}/webhooks/{{webhook}}/test",
+            "Tell a webhook that this is a test",
+            door.test_webhook,
+            views.Why,
+            views.WebhookView,
+        ),
+        _post(
+            f"{v1}/loans/{{loan}}/low-mark",
+            "Say below how many credits a loan is low",
+            door.low_mark,
+            views.LowMark,
             views.LoanView,
         ),
         _get(

@@ -20,6 +20,7 @@ from aigovtool.custodian.lifecycle import state_at
 from aigovtool.custodian.loans import exposure_of
 from aigovtool.custodian.records import (
     Consumer,
+    DeliveryState,
     Event,
     GrantRow,
     LeaseRow,
@@ -28,6 +29,7 @@ from aigovtool.custodian.records import (
     Model,
     MoreRequest,
     Session,
+    Webhook,
 )
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import NotFoundError
@@ -544,4 +546,52 @@ def consumption_view(tx: Reading, loan: Loan, now: datetime) -> ConsumptionView:
         account=account_view(loan.account),
         exposure=exposure_view(tx, loan, now),
         consumers=tuple(consumer_view(one) for one in tx.consumers_of_loan(loan.loan)),
+    )
+
+
+class WebhookView(Struct, frozen=True, kw_only=True):
+    """A webhook, and what became of its messages."""
+
+    webhook: str
+    url: str
+    events: tuple[str, ...]
+    created: datetime
+    waiting: int
+    delivered: int
+    dead: int
+    last_answer: str
+
+
+class NewWebhook(Message, frozen=True, kw_only=True):
+    """What it takes to make a webhook."""
+
+    url: str
+    events: tuple[str, ...]
+
+
+class MadeWebhook(Struct, frozen=True, kw_only=True):
+    """A new webhook with its secret, which is shown this once."""
+
+    webhook: WebhookView
+    secret: str
+
+
+class LowMark(Message, frozen=True, kw_only=True):
+    """Below how many credits left ``budget.low`` is told; 0 for never."""
+
+    credits: Annotated[int, Meta(ge=0, le=budget.MAX_CREDITS)]
+
+
+def webhook_view(tx: Reading, row: Webhook) -> WebhookView:
+    """Show a webhook."""
+    counted = tx.count_deliveries(row.webhook)
+    return WebhookView(
+        webhook=row.webhook,
+        url=row.url,
+        events=row.kinds,
+        created=row.created,
+        waiting=counted.get(DeliveryState.WAITING, 0),
+        delivered=counted.get(DeliveryState.DELIVERED, 0),
+        dead=counted.get(DeliveryState.DEAD, 0),
+        last_answer=tx.last_answer(row.webhook),
     )

@@ -33,6 +33,8 @@ from aigovtool.custodian.records import (
     AppraisalRow,
     Consumer,
     Custodian,
+    Delivery,
+    DeliveryState,
     Event,
     GrantRow,
     HandedIn,
@@ -51,6 +53,8 @@ from aigovtool.custodian.records import (
     SettlementRow,
     Standing,
     StopProofRow,
+    Webhook,
+    WebhookId,
 )
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Signed
@@ -200,6 +204,26 @@ class Reading(Protocol):
     def count_open_requests(self, loan: LoanId) -> int: ...
     def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]: ...
 
+    def webhooks(self) -> Sequence[Webhook]:
+        """Return those that were not removed."""
+        ...
+
+    def webhook(self, webhook: WebhookId) -> Webhook | None: ...
+
+    def due_deliveries(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        """Return the first message that waits for each webhook, if it is due and not claimed."""
+        ...
+
+    def count_deliveries(self, webhook: WebhookId) -> Mapping[DeliveryState, int]: ...
+
+    def last_answer(self, webhook: WebhookId) -> str:
+        """Return in words what the last message that was tried came to, "" before any was."""
+        ...
+
+    def low_mark(self, loan: LoanId) -> tuple[int, bool] | None:
+        """Return below how many credits the loan is low, and whether that was said."""
+        ...
+
     def stop_proof(self, session: SessionId) -> StopProofRow | None: ...
 
     def events_after(self, after: int, loan: LoanId | None, limit: int) -> Sequence[Event]: ...
@@ -313,6 +337,31 @@ class Writing(Reading, Protocol):
     def set_request_decision(self, row: MoreRequest) -> None:
         """Write what was decided; raises ConflictError when that was done before."""
         ...
+
+    def insert_webhook(self, row: Webhook) -> None: ...
+
+    def remove_webhook(self, webhook: WebhookId, now: datetime) -> None:
+        """Tell it nothing more, nor what waits."""
+        ...
+
+    def queue_deliveries(self, message: str, kind: str, body: bytes, now: datetime) -> None:
+        """Have every webhook that wants *kind* told."""
+        ...
+
+    def queue_delivery(
+        self, webhook: WebhookId, message: str, kind: str, body: bytes, now: datetime
+    ) -> None: ...
+
+    def claim_delivery(self, number: int, now: datetime, until: datetime) -> bool:
+        """Return whether it is ours to deliver until then."""
+        ...
+
+    def set_delivery(self, row: Delivery) -> None:
+        """Write `state`, `tries`, `due` and `answer` of *row*, if it still waits."""
+        ...
+
+    def set_low_mark(self, loan: LoanId, credits: int, *, low: bool) -> None: ...
+    def drop_low_mark(self, loan: LoanId) -> None: ...
 
     def insert_stop_proof(self, row: StopProofRow) -> None: ...
 

@@ -22,6 +22,8 @@ from aigovtool.custodian.records import (
     AppraisalRow,
     Consumer,
     Custodian,
+    Delivery,
+    DeliveryState,
     Event,
     GrantKind,
     GrantRow,
@@ -42,6 +44,7 @@ from aigovtool.custodian.records import (
     Session,
     Standing,
     StopProofRow,
+    Webhook,
 )
 from aigovtool.ids import ConsumerId
 from aigovtool.tlog.tree import HASH_BYTES
@@ -645,3 +648,29 @@ def log_head_of(row: Row) -> LogHead:
 
 def log_row_of(row: Row) -> LogRow:
     return LogRow(leaf=row["leaf"], event=row["event"], salt=row["salt"], entry=row["entry"])
+
+
+def webhook_of(row: Row, kinds: Sequence[Row]) -> Webhook:
+    return Webhook(
+        webhook=row["webhook"],
+        url=row["url"],
+        kinds=tuple(one["kind"] for one in kinds),
+        wrapped_secret=row["wrapped_secret"],
+        created=from_us(row["created_us"]),
+        removed=from_us_or_none(row["removed_us"]),
+    )
+
+
+def delivery_of(row: Row) -> Delivery:
+    return Delivery(
+        number=row["number"],
+        webhook=row["webhook"],
+        message=row["message"],
+        kind=row["kind"],
+        body=row["body"],
+        created=from_us(row["created_us"]),
+        due=from_us(row["due_us"]),
+        tries=row["tries"],
+        state=DeliveryState(row["state"]),
+        answer=row["answer"],
+    )

@@ -19,6 +19,8 @@ from aigovtool.custodian.records import (
     AppraisalRow,
     Consumer,
     Custodian,
+    Delivery,
+    DeliveryState,
     Event,
     GrantRow,
     HandedIn,
@@ -37,6 +39,8 @@ from aigovtool.custodian.records import (
     SettlementRow,
     Standing,
     StopProofRow,
+    Webhook,
+    WebhookId,
 )
 from aigovtool.custodian.store import rows
 from aigovtool.errors import ConflictError, PromiseBrokenError
@@ -176,6 +180,32 @@ class View(ABC):
         body = self._just_one("document", sha256=sha256)["body"]
         assert isinstance(body, bytes)
         return body
+
+    def webhooks(self) -> Sequence[Webhook]:
+        return [self._webhook(row) for row in self._all("webhooks")]
+
+    def webhook(self, webhook: WebhookId) -> Webhook | None:
+        row = self._one("webhook", webhook=webhook)
+        return None if row is None else self._webhook(row)
+
+    def _webhook(self, row: rows.Row) -> Webhook:
+        return rows.webhook_of(row, self._all("webhook_kinds", webhook=row["webhook"]))
+
+    def due_deliveries(self, now: datetime, limit: int) -> Sequence[Delivery]:
+        found = self._all("due_deliveries", now_us=rows.to_us(now), limit=limit)
+        return [rows.delivery_of(row) for row in found]
+
+    def count_deliveries(self, webhook: WebhookId) -> Mapping[DeliveryState, int]:
+        found = self._all("count_deliveries", webhook=webhook)
+        return {DeliveryState(row["state"]): row["deliveries"] for row in found}
+
+    def last_answer(self, webhook: WebhookId) -> str:
+        row = self._one("last_answer", webhook=webhook)
+        return "" if row is None else str(row["answer"])
+
+    def low_mark(self, loan: LoanId) -> tuple[int, bool] | None:
+        row = self._one("low_mark", loan=loan)
+        return None if row is None else (row["credits"], bool(row["low"]))
 
     def count_steps(self, loan: LoanId) -> Mapping[Step, int]:
         return {Step(row["step"]): row["sessions"] for row in self._all("count_steps", loan=loan)}
@@ -469,6 +499,59 @@ class View(ABC):
 
     def insert_grant(self, row: GrantRow) -> None:
         self._run("insert_grant", **rows.grant_values(row))
+
+    def insert_webhook(self, row: Webhook) -> None:
+        self._run(
+            "insert_webhook",
+            webhook=row.webhook,
+            url=row.url,
+            wrapped_secret=row.wrapped_secret,
+            created_us=rows.to_us(row.created),
+            removed_us=rows.to_us_or_none(row.removed),
+        )
+        for kind in row.kinds:
+            self._run("insert_webhook_kind", webhook=row.webhook, kind=kind)
+
+    def remove_webhook(self, webhook: WebhookId, now: datetime) -> None:
+        self._change("remove_webhook", webhook=webhook, removed_us=rows.to_us(now))
+        self._run("drop_deliveries", webhook=webhook)
+
+    def queue_deliveries(self, message: str, kind: str, body: bytes, now: datetime) -> None:
+        self._run("queue_deliveries", message=message, kind=kind, body=body, now_us=rows.to_us(now))
+
+    def queue_delivery(
+        self, webhook: WebhookId, message: str, kind: str, body: bytes, now: datetime
+    ) -> None:
+        self._run(
+            "queue_delivery",
+            webhook=webhook,
+            message=message,
+            kind=kind,
+            body=body,
+            now_us=rows.to_us(now),
+        )
+
+    def claim_delivery(self, number: int, now: datetime, until: datetime) -> bool:
+        claimed = self._run(
+            "claim_delivery", number=number, now_us=rows.to_us(now), until_us=rows.to_us(until)
+        )
+        return claimed == 1
+
+    def set_delivery(self, row: Delivery) -> None:
+        self._run(
+            "set_delivery",
+            number=row.number,
+            state=row.state.value,
+            tries=row.tries,
+            due_us=rows.to_us(row.due),
+            answer=row.answer,
+        )
+
+    def set_low_mark(self, loan: LoanId, credits: int, *, low: bool) -> None:
+        self._run("set_low_mark", loan=loan, credits=credits, low=int(low))
+
+    def drop_low_mark(self, loan: LoanId) -> None:
+        self._run("drop_low_mark", loan=loan)
 
     def insert_request(self, row: MoreRequest) -> None:
         self._run("insert_request", **rows.request_values(row))

@@ -680,3 +680,89 @@ FROM handed_in WHERE lease = :lease;
 -- name: forget_handed_in
 -- It was reconciled: settlements and events hold it now.
 DELETE FROM handed_in;
+
+-- name: insert_webhook
+-- Keep a webhook.
+INSERT INTO webhooks (webhook, url, wrapped_secret, created_us, removed_us)
+VALUES (:webhook, :url, :wrapped_secret, :created_us, :removed_us);
+
+-- name: insert_webhook_kind
+-- Keep one kind of event that it is told of.
+INSERT INTO webhook_kinds (webhook, kind) VALUES (:webhook, :kind);
+
+-- name: webhooks
+-- Those that were not removed, the oldest first.
+SELECT webhook, url, wrapped_secret, created_us, removed_us FROM webhooks
+WHERE removed_us IS NULL ORDER BY created_us, webhook;
+
+-- name: webhook
+-- One webhook, removed or not.
+SELECT webhook, url, wrapped_secret, created_us, removed_us FROM webhooks WHERE webhook = :webhook;
+
+-- name: webhook_kinds
+-- What it is told of.
+SELECT kind FROM webhook_kinds WHERE webhook = :webhook ORDER BY kind;
+
+-- name: remove_webhook
+-- Tell it nothing more.
+UPDATE webhooks SET removed_us = :removed_us WHERE webhook = :webhook AND removed_us IS NULL;
+
+-- name: drop_deliveries
+-- What a removed webhook was still to be told.
+UPDATE deliveries SET state = 'dead', answer = 'the webhook was removed'
+WHERE webhook = :webhook AND state = 'waiting';
+
+-- name: queue_deliveries
+-- An event for every webhook that is told of its kind.
+INSERT INTO deliveries (webhook, message, kind, body, created_us, due_us)
+SELECT webhooks.webhook, :message, :kind, :body, :now_us, :now_us
+FROM webhooks JOIN webhook_kinds ON webhook_kinds.webhook = webhooks.webhook
+WHERE webhook_kinds.kind = :kind AND webhooks.removed_us IS NULL;
+
+-- name: queue_delivery
+-- A message for one webhook.
+INSERT INTO deliveries (webhook, message, kind, body, created_us, due_us)
+VALUES (:webhook, :message, :kind, :body, :now_us, :now_us);
+
+-- name: due_deliveries
+-- The first that waits for each webhook, if it is due and nobody delivers it now.
+SELECT number, webhook, message, kind, body, created_us, due_us, tries, state, answer
+FROM deliveries
+WHERE state = 'waiting' AND due_us <= :now_us AND (claimed_us IS NULL OR claimed_us <= :now_us)
+    AND NOT EXISTS (
+        SELECT 1 FROM deliveries AS earlier WHERE earlier.webhook = deliveries.webhook
+            AND earlier.state = 'waiting' AND earlier.number < deliveries.number)
+ORDER BY number LIMIT :limit;
+
+-- name: claim_delivery
+-- Deliver it here until then; nobody else does.
+UPDATE deliveries SET claimed_us = :until_us
+WHERE number = :number AND state = 'waiting' AND (claimed_us IS NULL OR claimed_us <= :now_us);
+
+-- name: set_delivery
+-- Note what came of a try.
+UPDATE deliveries SET state = :state, tries = :tries, due_us = :due_us, answer = :answer,
+    claimed_us = NULL
+WHERE number = :number AND state = 'waiting';
+
+-- name: count_deliveries
+-- How many deliveries of a webhook are in which state.
+SELECT state, count(*) AS deliveries FROM deliveries WHERE webhook = :webhook GROUP BY state;
+
+-- name: last_answer
+-- What its last tries came to, the newest first.
+SELECT answer FROM deliveries WHERE webhook = :webhook AND answer <> ''
+ORDER BY number DESC LIMIT 1;
+
+-- name: low_mark
+-- Below how many credits a loan is low, and whether it was said that it is.
+SELECT credits, low FROM low_marks WHERE loan = :loan;
+
+-- name: set_low_mark
+-- Say below how many, or that it is low.
+INSERT INTO low_marks (loan, credits, low) VALUES (:loan, :credits, :low)
+ON CONFLICT (loan) DO UPDATE SET credits = excluded.credits, low = excluded.low;
+
+-- name: drop_low_mark
+-- No such limit any more.
+DELETE FROM low_marks WHERE loan = :loan;
