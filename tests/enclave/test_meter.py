@@ -61,7 +61,7 @@ def test_the_lease_that_expires_first_pays() -> None:
 
 def test_a_consumer_with_a_budget_of_its_own_uses_only_its_cap() -> None:
     meter = Meter()
-    meter.set_budgeted({ALICE})
+    meter.set_capped({ALICE})
     meter.open(lease("one", 10, caps={ALICE: 2}), 0.0)
     outcomes = [meter.charge(ALICE, 1, 1.0) for _ in range(3)]
     assert outcomes[2] is Refusal.CAPPED
@@ -134,7 +134,7 @@ class MeterMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.meter = Meter()
-        self.meter.set_budgeted({ALICE})
+        self.meter.set_capped({ALICE})
         self.now_s = 0.0
         self.opened: dict[str, tuple[Lease, float]] = {}
         self.charged: dict[str, int] = {}

@@ -119,7 +119,7 @@ def test_an_expired_lease_takes_a_charge_back_and_serves_nobody_with_it() -> Non
 
 def test_a_consumers_cap_gets_its_part_back() -> None:
     till = make_till()
-    till.meter.set_budgeted({ALICE})
+    till.meter.set_capped({ALICE})
     till.meter.open(lease("one", 10, alice=2), 0.0)
     paid = paid_for(till, ALICE, 2)
     till.refund(paid, "model-error")
@@ -174,7 +174,7 @@ class TillMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.till = make_till()
-        self.till.meter.set_budgeted({ALICE})
+        self.till.meter.set_capped({ALICE})
         self.settlements = Settlements(
             loan=LOAN, session=SESSION, key=KEY, receipts=self.till.receipts
         )

@@ -31,7 +31,7 @@ from aigovtool.custodian.ledger import (
 )
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.custodian.records import LeaseRow, Loan, Session
-from aigovtool.custodian.sessions import end_session
+from aigovtool.custodian.sessions import end_session, place_of
 from aigovtool.custodian.settling import Books, OpenedSettlement, open_settlements
 from aigovtool.errors import (
     AIGovToolError,
@@ -349,9 +349,7 @@ class Leasing:
 
 def _told(entry: Entry, loan: Loan, row: LeaseRow) -> Lease:
     """Return what an enclave is told of its lease."""
-    place, sharers = 0, 1
-    if loan.terms.limits.concurrency is not None or entry.tx.limits_concurrency(loan.loan):
-        place, sharers = entry.tx.place_of_session(row.session)
+    place, sharers = place_of(entry, loan, row.session)
     ending = entry.tx.consumers_ending(row.loan, row.expires + _SLACK)
     return Lease(
         lease=row.lease,
@@ -360,7 +358,7 @@ def _told(entry: Entry, loan: Loan, row: LeaseRow) -> Lease:
         duration_s=row.duration_s,
         ends_s={name: (ends - entry.now) / _SECOND for name, ends in ending.items()},
         place=place,
-        sharers=max(1, sharers),
+        sharers=sharers,
     )
 
 

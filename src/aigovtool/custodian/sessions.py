@@ -46,6 +46,14 @@ def terms_of(loan: Loan, now: datetime) -> Terms:
     )
 
 
+def place_of(entry: Entry, loan: Loan, session: SessionId) -> tuple[int, int]:
+    """Return the place of *session* among those that share limits on concurrency, and how many."""
+    if loan.terms.limits.concurrency is None and not entry.tx.limits_concurrency(loan.loan):
+        return 0, 1
+    place, sharers = entry.tx.place_of_session(session)
+    return place, max(1, sharers)
+
+
 def end_session(entry: Entry, session: Session, reason: str, *, tell: bool = True) -> None:
     """End *session* for good and, unless it is going by itself, tell it so."""
     entry.tx.set_session_state(
@@ -138,7 +146,7 @@ class Sessions:
                 entry.tx.set_session_state(
                     dataclasses.replace(session, state=SessionState.LIVE, disconnected=None)
                 )
-            return self._welcome(entry, loan), not lives
+            return self._welcome(entry, loan, session.session), not lives
 
     def _revive(self, entry: Entry, session: Session, loan: Loan) -> bool:
         room = len(entry.tx.live_sessions_of_loan(loan.loan)) < loan.terms.max_enclaves
@@ -150,13 +158,16 @@ class Sessions:
         )
         return True
 
-    def _welcome(self, entry: Entry, loan: Loan) -> Welcome:
+    def _welcome(self, entry: Entry, loan: Loan, session: SessionId) -> Welcome:
+        place, sharers = place_of(entry, loan, session)
         return Welcome(
             state=state_at(loan.state, loan.terms.expires, entry.now),
             state_reason=loan.state_reason,
             terms=terms_of(loan, entry.now),
             roster=roster_of(entry.tx, loan.loan, entry.now),
             left=loan.account.left,
+            place=place,
+            sharers=sharers,
         )
 
     def disconnect(self, session_id: SessionId) -> None:

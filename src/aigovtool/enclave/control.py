@@ -43,6 +43,7 @@ from aigovtool.wire.control import (
     ShuttingDown,
     Stopped,
     StopProof,
+    TermsChanged,
     Welcome,
 )
 
@@ -51,7 +52,7 @@ CLOSED = "closed"
 HELLO_TIMEOUT_S = 10.0
 FAREWELL_S = 5.0  # for the last settlements to be acknowledged
 STEADY_S = 2.0  # a connection that lasted so long was a good one
-EXPIRY_CHECK_S = 30.0  # wall clocks are set now and then
+EXPIRY_CHECK_S = 1.0  # wall clocks are set now and then, and terms changed
 
 _log = logging.getLogger(__name__)
 
@@ -258,9 +259,9 @@ class Conversation:
         """End the session when the loan's time is over, should the custodian not say so first."""
         while True:
             expires = self._session.renewal.terms.expires
-            left_s = EXPIRY_CHECK_S
-            if expires is not None:
-                left_s = (expires - self._clock.now()).total_seconds()
+            left_s = self._session.expires_s - self._clock.monotonic_s()
+            if expires is not None:  # whichever of our two clocks says so first
+                left_s = min(left_s, (expires - self._clock.now()).total_seconds())
             if left_s <= 0:
                 self.end(Ending(State.STOPPED, "the loan has expired"))
                 return
@@ -275,6 +276,7 @@ class Conversation:
         match message:
             case Welcome():
                 renewal.welcomed(message)
+                self._session.set_terms(message.terms)
                 self._loan_is(message.state, message.state_reason)
                 self._session.set_roster(message.roster)
                 self._host.consumers_changed()
@@ -285,6 +287,8 @@ class Conversation:
             case RosterChanged():
                 self._session.set_roster(message.roster)
                 self._host.consumers_changed()
+            case TermsChanged():
+                self._session.set_terms(message.terms)
             case CreditsFreed():
                 renewal.freed(message.left)
             case MoreDecided():

@@ -8,6 +8,7 @@ one session to the next.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -17,7 +18,6 @@ from aigovtool.enclave.control import Ending
 from aigovtool.enclave.flights import Flights
 from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.lifecycle import Lifecycle, State
-from aigovtool.enclave.roster import blocked
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.session import Session
 from aigovtool.errors import (
@@ -126,11 +126,9 @@ class Enclave:
             return
 
         for consumer in self.flights.consumers():
-            if not roster.admits(consumer):
-                self.flights.cancel(blocked, consumer=consumer)
-        session.renewal.queue.fail_all(
-            lambda waiter: None if roster.admits(waiter.consumer) else blocked()
-        )
+            if (refusal := roster.refusal(consumer)) is not None:
+                self.flights.cancel(functools.partial(_same, refusal), consumer=consumer)
+        session.renewal.queue.fail_all(lambda waiter: roster.refusal(waiter.consumer))
 
     def stop(self, ending: Ending) -> None:
         self.idle_since_s = self.clock.monotonic_s()
@@ -160,3 +158,7 @@ class Enclave:
         if self._wiped is None:
             self._wiped = self.clock.now()
         return self._wiped
+
+
+def _same(error: AIGovToolError) -> AIGovToolError:
+    return error

@@ -6,8 +6,8 @@ Rule 1: a query is charged here before it is computed. A charge is taken back on
 Rule 2: a lease lives until ``sent_at_s + duration_s``, on the enclave's monotonic clock. Once it
         has been seen expired it never serves again, even if that clock should jump back.
 Rule 3: of several live leases the one that expires first pays.
-Rule 4: a consumer with a budget of its own uses only what a lease caps for it, and nothing of a
-        lease that does not name it.
+Rule 4: a consumer with a budget or a rate of its own uses only what a lease caps for it, and
+        nothing of a lease that does not name it; none uses a lease after its own time is over.
 Rule 5: a closed lease is gone: its use, as `close` gives it, is final.
 Rule 6: a lease of duration 0 serves those for whom it was opened, then nobody; it stays open until
         they are over, since they could have no refund otherwise.
@@ -79,6 +79,7 @@ class _Live:
     __slots__ = (
         "caps",
         "credits",
+        "ends_s",
         "expires_s",
         "flying",
         "lease",
@@ -93,6 +94,7 @@ class _Live:
         self.lease = lease.lease
         self.credits = self.left = lease.credits
         self.caps = dict(lease.caps)
+        self.ends_s = {who: opened_s + after_s for who, after_s in lease.ends_s.items()}
         self.opened_s = opened_s
         self.expires_s = expires_s
         self.stays = lease.duration_s == 0  # Rule 6
@@ -104,6 +106,12 @@ class _Live:
         if now_s < self.expires_s:
             return False
         self.expires_s = _EXPIRED  # Rule 2: for good
+        return True
+
+    def is_over_for(self, consumer: ConsumerId, now_s: float) -> bool:
+        if now_s < self.ends_s.get(consumer, math.inf):
+            return False
+        self.ends_s[consumer] = _EXPIRED  # Rule 2 holds for this, too
         return True
 
     def may_close(self, now_s: float) -> bool:
@@ -118,17 +126,17 @@ class Meter:
     charged since `take_recent`; both are for planning and decide nothing here.
     """
 
-    __slots__ = ("_budgeted", "_live", "left", "recent")
+    __slots__ = ("_capped", "_live", "left", "recent")
 
     def __init__(self) -> None:
         self._live: list[_Live] = []
-        self._budgeted: Set[ConsumerId] = frozenset()
+        self._capped: Set[ConsumerId] = frozenset()
         self.left = 0
         self.recent: dict[ConsumerId, int] = {}
 
-    def set_budgeted(self, consumers: Set[ConsumerId]) -> None:
-        """Say which consumers have a budget of their own (Rule 4)."""
-        self._budgeted = consumers
+    def set_capped(self, consumers: Set[ConsumerId]) -> None:
+        """Say which consumers have a budget or a rate of their own (Rule 4)."""
+        self._capped = consumers
 
     def charge(self, consumer: ConsumerId, cost: int, now_s: float) -> Charge | Refusal:
         """
@@ -143,13 +151,16 @@ class Meter:
         for live in self._live:
             if live.has_expired(now_s):
                 continue
+            if live.ends_s and live.is_over_for(consumer, now_s):
+                refusal = Refusal.CAPPED
+                continue
             before = live.left
             if before < cost:
                 refusal = Refusal.USED_UP if refusal is Refusal.NO_LEASE else refusal
                 continue
             cap = live.caps.get(consumer)
             if cap is None:
-                if consumer in self._budgeted:
+                if consumer in self._capped:
                     refusal = Refusal.CAPPED
                     continue
             elif cap < cost:
@@ -268,7 +279,7 @@ class Meter:
         total = 0
         for live in self._live:
             if not live.has_expired(now_s):
-                cap = live.caps.get(consumer, 0 if consumer in self._budgeted else live.left)
+                cap = live.caps.get(consumer, 0 if consumer in self._capped else live.left)
                 total += min(live.left, cap)
         return total
 

@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.demand import Demand
+from aigovtool.enclave.limits import LocalLimits, too_fast
 from aigovtool.enclave.refunds import REFUNDS, Fate
+from aigovtool.enclave.roster import expired
 from aigovtool.enclave.settling import Settlements
 from aigovtool.enclave.standing import Standing
 from aigovtool.enclave.till import Paid, Till
@@ -40,6 +42,7 @@ from aigovtool.errors import (
 from aigovtool.ids import ConsumerId, LoanId, SessionId
 from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import (
+    ANSWER_LIVES_S,
     HELD,
     Lease,
     MoreDecided,
@@ -55,6 +58,7 @@ ASK_AGAIN_S = 0.1  # after an answer that brought no lease although credits are 
 LOOK_AGAIN_S = 0.25  # at a lease past half its time, to see whether it is in use by now
 LOOK_FOR_MORE_S = 1.0  # where there is something, and too little for a query that waits
 EXHAUSTED_RETRY_AFTER_S = 5.0
+RATE_PATIENCE_S = 1.0  # a query that asked for no wait waits so long for a rate of all enclaves
 UNREACHABLE_RETRY_AFTER_S = 2.0
 
 
@@ -90,6 +94,7 @@ class Renewal:
         statement: Signed,
         wake: Callable[[], None],
         now_s: float,
+        limits: LocalLimits | None = None,
     ) -> None:
         self._custodian_key = custodian_key
         self._till = till
@@ -100,6 +105,9 @@ class Renewal:
         self._sent: _Sent | None = None
         self._ask_again_s = -math.inf
         self._look_s = -math.inf
+        self._limits = limits
+        self._rate_wait_s = 0.0  # of the loan, and of consumers, as last heard
+        self._rated_until_s: dict[ConsumerId, float] = {}
         self._suspended = False  # the custodian is shutting down
         self._asked_for_more: set[ConsumerId] = set()
         self._more: list[MoreWanted] = []
@@ -209,7 +217,12 @@ class Renewal:
         self._settlements.add(self.meter.close_expired(now_s))
         if self._sent is not None or not self.connected:
             return None
-        asked = [one for one in self.queue if not self.standing.lacks(one.consumer, one.cost)]
+        asked = [
+            one
+            for one in self.queue
+            if not self.standing.lacks(one.consumer, one.cost)
+            and now_s >= self._rated_until_s.get(one.consumer, now_s)
+        ]
         want = self._want(asked, now_s)
         settlements = self._settlements.due(now_s)
         if want is None and not settlements and not self._viewers:
@@ -230,7 +243,7 @@ class Renewal:
         if self._sent is None and self.connected:
             if self.meter.live(now_s):
                 times.append(max(self.meter.half_time_s(), now_s + LOOK_AGAIN_S))
-            again = [self._ask_again_s, self._settlements.again_s]
+            again = [self._ask_again_s, self._settlements.again_s, *self._rated_until_s.values()]
             if any(self._short(waiter) for waiter in self.queue):
                 again.append(self._look_s)
             times += [at for at in again if at > now_s]
@@ -245,6 +258,8 @@ class Renewal:
         self.terms = welcome.terms
         if welcome.state == HELD:
             self._settlements.hand_in()
+        if self._limits is not None:
+            self._limits.set_place(welcome.place, welcome.sharers)
         self.freed(welcome.left)
         for waiter in self.queue:
             self._consider(waiter)
@@ -284,10 +299,17 @@ class Renewal:
             largest_lease=answer.largest_lease,
         )
         if answer.lease is not None:
+            if self._limits is not None:
+                self._limits.set_place(answer.lease.place, answer.lease.sharers)
             self._open(answer.lease, sent, now_s)
+            over = {who for who, after_s in answer.lease.ends_s.items() if after_s <= 0}
+            if over:
+                self.queue.fail_all(lambda one: expired() if one.consumer in over else None)
             self._asked_for_more.clear()
         elif sent.report.want is not None and not self.standing.loan_is_used_up:
-            self._ask_again_s = now_s + ASK_AGAIN_S
+            self._ask_again_s = now_s + max(ASK_AGAIN_S, answer.rate_wait_s)
+        if sent.report.want is not None:
+            self._rate_heard(answer, now_s)
         self.low_mark = 0 if self.standing.loan_is_used_up else self._demand.low_mark()
         self._settlements.add(self.meter.close_expired(now_s))  # a lease may come after its time
         self._serve(now_s)
@@ -295,6 +317,28 @@ class Renewal:
             self._consider(waiter)
         self._release_viewers()
         self._wake()
+
+    def _rate_heard(self, answer: ReportAnswer, now_s: float) -> None:
+        """Let those wait for a rate who can, and tell the others how long it would take."""
+        self._rate_wait_s = answer.rate_wait_s
+        self._rated_until_s = {
+            who: now_s + wait_s for who, wait_s in answer.consumer_wait_s.items()
+        }
+        waits_s = answer.consumer_wait_s
+        self.queue.fail_all(
+            lambda waiter: (
+                self._rated(wait_s)
+                if not waiter.patient
+                and (wait_s := max(answer.rate_wait_s, waits_s.get(waiter.consumer, 0.0)))
+                > RATE_PATIENCE_S
+                else None
+            )
+        )
+
+    def _rated(self, wait_s: float) -> AIGovToolError:
+        return too_fast(
+            "the limit on all enclaves together is reached", retry_after_s=max(wait_s, ASK_AGAIN_S)
+        )
 
     def freed(self, left: int) -> None:
         """There may be credits again."""
@@ -364,6 +408,8 @@ class Renewal:
             return
         self.meter.open(lease, sent.first_sent_at_s, expires_s=math.inf)
         try:
+            if now_s - sent.first_sent_at_s > ANSWER_LIVES_S:
+                return  # authorised too long ago: the custodian counts on this (exposure)
             self.queue.serve(
                 lambda consumer, cost: self._till.pay(consumer, cost, now_s),
                 only=frozenset(sent.asked),
@@ -394,7 +440,7 @@ class Renewal:
         else:
             rate_share = self._demand.credits_for(self.terms.lease_duration_s) - self.meter.left
             credits = max(waiting + 1, rate_share)
-        own = self.standing.has_own_budget
+        own = self.standing.is_capped
         by_consumer = {consumer: cost for consumer, cost in recent.items() if own(consumer)}
         for waiter in asked:
             if own(waiter.consumer):
@@ -521,6 +567,8 @@ class Renewal:
             return self._unreachable()
         if self.standing.lacks(waiter.consumer, waiter.cost):
             return self._exhausted(waiter)
+        if self._rate_wait_s or waiter.consumer in self._rated_until_s:
+            return self._rated(self._rate_wait_s)
         return UnavailableError(
             "the custodian gave no lease in time",
             code="custodian.slow",

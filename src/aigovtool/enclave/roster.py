@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 from aigovtool.errors import BlockedError, UnauthenticatedError
 from aigovtool.ids import ConsumerId
@@ -14,18 +15,40 @@ MAX_KEY_BYTES = 512
 
 
 class Roster:
-    """The consumers of a loan. Immutable; a change is a new roster."""
+    """
+    The consumers of a loan. Immutable; a change is a new roster.
 
-    __slots__ = ("_admitted", "_by_hash")
+    Args:
+        now_s: the enclave's monotonic clock, on which consumers' dates run from when we heard them.
+    """
 
-    def __init__(self, entries: Iterable[RosterEntry] = ()) -> None:
+    __slots__ = ("_admitted", "_by_hash", "_ends_s", "_now_s")
+
+    def __init__(
+        self, entries: Iterable[RosterEntry] = (), *, now_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         entries = tuple(entries)
+        self._now_s = now_s
         self._by_hash = {entry.api_key_sha256: entry for entry in entries}
         self._admitted = frozenset(entry.consumer for entry in entries if not entry.blocked)
+        heard_s = now_s()
+        self._ends_s = {
+            entry.consumer: heard_s + entry.expires_in_s
+            for entry in entries
+            if entry.expires_in_s is not None
+        }
+
+    def refusal(self, consumer: ConsumerId) -> BlockedError | None:
+        """Return why *consumer* may not ask, None when it may."""
+        if consumer not in self._admitted:
+            return blocked()
+        if self._ends_s and self._now_s() >= self._ends_s.get(consumer, math.inf):
+            return expired()
+        return None
 
     def admits(self, consumer: ConsumerId) -> bool:
-        """Return whether *consumer* is known and not blocked."""
-        return consumer in self._admitted
+        """Return whether *consumer* is known, not blocked, and not past its date."""
+        return self.refusal(consumer) is None
 
     def authenticate(self, authorization: bytes | None) -> ConsumerId:
         """
@@ -35,7 +58,7 @@ class Roster:
 
         Raises:
             UnauthenticatedError: no bearer key, or nobody's.
-            BlockedError: the custodian has blocked its consumer.
+            BlockedError: the custodian has blocked its consumer, or its time is over.
         """
         if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise UnauthenticatedError(
@@ -49,8 +72,8 @@ class Roster:
         entry = self._by_hash.get(hashlib.sha256(key).digest())
         if entry is None:
             raise _unknown_key()
-        if entry.blocked:
-            raise blocked()
+        if (refusal := self.refusal(entry.consumer)) is not None:
+            raise refusal
         return entry.consumer
 
 
@@ -65,4 +88,13 @@ def blocked() -> BlockedError:
     """Say that a consumer may no longer ask."""
     return BlockedError(
         "the custodian has blocked this consumer", mend="only the custodian can unblock it"
+    )
+
+
+def expired() -> BlockedError:
+    """Say that a consumer's time is over."""
+    return BlockedError(
+        "this consumer's time is over",
+        code="consumer.expired",
+        mend="only the custodian can give it more",
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from aigovtool.clock import Clock
 from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave.api.turnstile import Turnstile
 from aigovtool.enclave.enrolment import Enrolment
 from aigovtool.enclave.meter import Meter
 from aigovtool.enclave.receipts import Receipts
@@ -16,7 +18,7 @@ from aigovtool.enclave.till import Till
 from aigovtool.enclave.waiting import WaitingQueue
 from aigovtool.errors import UnavailableError
 from aigovtool.ids import ConsumerId, LoanId
-from aigovtool.wire.enrolment import RosterEntry
+from aigovtool.wire.enrolment import RosterEntry, Terms
 
 
 class Session:
@@ -52,6 +54,8 @@ class Session:
             clock=clock,
         )
         self.till = Till(Meter(), self.receipts)
+        self.turnstile = Turnstile(clock)
+        self._clock = clock
         self.renewal = Renewal(
             loan=loan,
             session=enrolment.session,
@@ -63,13 +67,27 @@ class Session:
             statement=enrolment.statement,
             wake=wake,
             now_s=clock.monotonic_s(),
+            limits=self.turnstile.limits,
         )
+        self.expires_s = math.inf  # on our own clock, as the custodian last said
+        self.set_terms(enrolment.terms)
+
+    def set_terms(self, terms: Terms) -> None:
+        """The loan's terms are now these."""
+        self.renewal.terms = terms
+        self.expires_s = math.inf
+        if terms.expires_in_s is not None:
+            self.expires_s = self._clock.monotonic_s() + terms.expires_in_s
+        self.turnstile.limits.set_loan(terms.limits)
+        self.turnstile.changed()
 
     def set_roster(self, entries: Iterable[RosterEntry]) -> None:
         """Consumers are now these."""
         entries = tuple(entries)
-        self.roster = Roster(entries)
+        self.roster = Roster(entries, now_s=self._clock.monotonic_s)
         self.renewal.set_roster(entries)
+        self.turnstile.limits.set_consumers(entries)
+        self.turnstile.changed()
 
     def authenticate(self, authorization: bytes | None) -> ConsumerId:
         """
@@ -85,5 +103,7 @@ class Session:
 
     def admit(self, consumer: ConsumerId) -> None:
         """Check again that *consumer* may ask; raises BlockedError."""
-        if self.roster is None or not self.roster.admits(consumer):
+        if self.roster is None:
             raise blocked()
+        if (refusal := self.roster.refusal(consumer)) is not None:
+            raise refusal

@@ -25,6 +25,7 @@ class Standing:
     """
 
     __slots__ = (
+        "_capped",
         "_consumer_left",
         "_meter",
         "_own_limits",
@@ -39,6 +40,7 @@ class Standing:
         self._settlements = settlements
         self._consumer_left: dict[ConsumerId, int] = {}
         self._own_limits: dict[ConsumerId, int] = {}  # those of `_consumer_left` that still hold
+        self._capped: frozenset[ConsumerId] = frozenset()
         self.left = 0
         self.leased_elsewhere = 0
         self.largest_lease: int | None = None
@@ -56,6 +58,10 @@ class Standing:
     def has_own_budget(self, consumer: ConsumerId) -> bool:
         """Return whether *consumer* has a budget of its own within the loan's."""
         return consumer in self._consumer_left
+
+    def is_capped(self, consumer: ConsumerId) -> bool:
+        """Return whether leases set apart what *consumer* may use."""
+        return consumer in self._capped
 
     @property
     def loan_is_used_up(self) -> bool:
@@ -109,7 +115,9 @@ class Standing:
 
     def set_roster(self, roster: Iterable[RosterEntry]) -> set[ConsumerId]:
         """Consumers are now these; returns those with something left of a budget of their own."""
+        roster = tuple(roster)
         self._consumer_left = {one.consumer: one.left or 0 for one in roster if one.budgeted}
-        self._meter.set_budgeted(frozenset(self._consumer_left))
+        self._capped = frozenset(one.consumer for one in roster if one.capped)
+        self._meter.set_capped(self._capped)
         self._own_limits = dict(self._consumer_left)
         return {consumer for consumer, left in self._consumer_left.items() if left}

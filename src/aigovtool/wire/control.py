@@ -25,6 +25,7 @@ from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
 from aigovtool.wire.receipt import RefundClass
 
 MAX_CONTROL_BYTES = MAX_MESSAGE_BYTES  # what was small enough to enrol can attest again
+ANSWER_LIVES_S = 5.0  # a lease of duration 0 serves only so soon after it was asked for
 MAX_SETTLEMENTS = 64  # in one report; more wait for the next
 NO_SETTLEMENT_BEFORE = bytes(32)
 
@@ -61,13 +62,15 @@ settlement that they still have, those that were acknowledged too, and are lease
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """The state of things; what follows are changes to it."""
+    """The state of things; what follows are changes to it. `place`, `sharers`: as in `Lease`."""
 
     state: str
     state_reason: str
     terms: Terms
     roster: tuple[RosterEntry, ...]
     left: int
+    place: int = 0
+    sharers: int = 1
 
 
 # --- enclave to custodian --------------------------------------------------------------------
@@ -181,7 +184,7 @@ class Lease(Message, frozen=True, kw_only=True):
         caps: for each consumer with a budget or a rate of its own, how many of them; one that is
             not named here and has such a budget or rate may use none.
         duration_s: how long it lives from when its report was first sent; 0 means that it serves
-            the queries that asked for it and no other.
+            the queries that asked for it and no other, within `ANSWER_LIVES_S`.
         ends_s: for each consumer whose time ends while the lease lives, how long it may use it.
         place, sharers: this session is the one at `place` (from 0) of `sharers` that share limits
             on concurrency.

@@ -119,11 +119,19 @@ class Infer:
         query, inputs = await self._read(request, body, model)
         cost = model.price(query.inputs)
         self._enclave.flights.check_room()
-        run = model.new_run()
+        ready = _Ready(consumer, model, query, inputs, model.new_run())
+        if not session.turnstile.limits.active:
+            return await self._charged(request, session, ready, cost)
+        async with session.turnstile.passed(consumer, cost, self._patience_s(request)):
+            return await self._charged(request, session, ready, cost)
+
+    async def _charged(
+        self, request: Request, session: Session, ready: _Ready, cost: int
+    ) -> tuple[Reply, bool]:
+        consumer = ready.consumer
         paid = await self._pay(request, session, consumer, cost)
         fate = Fate.CLIENT_GONE  # unless something else is known
         try:
-            ready = _Ready(consumer, model, query, inputs, run)
             reply, fate, left = await self._compute(request, session, ready, paid)
         finally:
             stays = session.renewal.finish(paid, fate, self._clock.monotonic_s())
