@@ -1,16 +1,24 @@
 """
-Queries that wait for credits, first come first served.
+Queries that wait for credits, in fair order.
 
-Rule 1: the queue is bounded; past it a query is refused at once.
+Rule 1: the queue is bounded, and within it each consumer's part; past that a query is refused.
 Rule 2: whoever is served was charged in the same step, so nobody overtakes between being woken
-        and being charged.
-Rule 3: a consumer that cannot be served does not hold up the others behind it.
+        and being charged, and N credits wake no more than they pay for.
+Rule 3: what cannot be paid for now does not hold up the others behind it.
+Rule 4: consumers take turns by what they were served: start-time fair queueing (Goyal, Vin and Cheng,
+        SIGCOMM 1996). A query starts where its consumer's one before it ended in cost, but not
+        before now; the earliest start goes first, then who came first. So within one consumer it
+        is first come first served, a consumer with one query goes before the second of one with a
+        thousand, and a batch counts for as many turns as it costs credits.
+Rule 5: who leaves gives up its turn; those of its consumer behind it keep theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
 
 from aigovtool.enclave.meter import Refusal
 from aigovtool.enclave.till import Paid
@@ -18,6 +26,14 @@ from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
 
 FULL_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A waiter's place, from 1, among all that wait. It moves back when others' turns come first."""
+
+    place: int
+    of: int
 
 
 class Waiter:
@@ -29,34 +45,76 @@ class Waiter:
         cost: credits.
         patient: whether it waits for credits that do not exist yet (``Prefer: wait``).
         reason: why its consumer needs more, in the consumer's words; empty for none.
+        key: its Idempotency-Key, by which its consumer knows it; empty for none.
     """
 
-    __slots__ = ("consumer", "cost", "looked", "paid", "patient", "reason", "swapped")
+    __slots__ = (
+        "consumer",
+        "cost",
+        "key",
+        "looked",
+        "paid",
+        "patient",
+        "reason",
+        "start",
+        "swapped",
+    )
 
-    def __init__(self, *, consumer: ConsumerId, cost: int, patient: bool, reason: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        consumer: ConsumerId,
+        cost: int,
+        patient: bool,
+        reason: str = "",
+        key: str = "",
+    ) -> None:
         self.consumer = consumer
         self.cost = cost
         self.patient = patient
         self.reason = reason
+        self.key = key
         self.looked = False  # the custodian was asked how much there is, for its sake
         self.swapped = False  # leases were given back for its sake, once
+        self.start = (0, 0)  # in cost, then by arrival; set by the queue
         self.paid: asyncio.Future[Paid] = asyncio.get_running_loop().create_future()
 
 
+class _Turns:
+    """One consumer's waiters, first come first, and where in cost its next one starts."""
+
+    __slots__ = ("ends", "served", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: dict[Waiter, None] = {}
+        self.ends = 0  # of the last that waits
+        self.served = 0  # end of the last that was served
+
+
 class WaitingQueue:
-    """The waiters, in the order in which they came."""
+    """
+    The waiters; iterating gives them in the order of their turns.
 
-    __slots__ = ("_limit", "_waiters")
+    Args:
+        limit: waiters of all consumers together.
+        consumer_limit: waiters of one consumer; None for as many as there may be.
+    """
 
-    def __init__(self, limit: int) -> None:
+    __slots__ = ("_arrivals", "_consumer_limit", "_limit", "_now", "_order", "_turns")
+
+    def __init__(self, limit: int, consumer_limit: int | None = None) -> None:
         self._limit = limit
-        self._waiters: dict[Waiter, None] = {}
+        self._consumer_limit = limit if consumer_limit is None else consumer_limit
+        self._turns: dict[ConsumerId, _Turns] = {}
+        self._order: list[Waiter] = []  # by `start`
+        self._arrivals = 0
+        self._now = 0  # in cost: where the last that was served started
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self._order)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(tuple(self._waiters))
+        return iter(tuple(self._order))
 
     def add(self, waiter: Waiter) -> None:
         """
@@ -65,18 +123,30 @@ class WaitingQueue:
         Raises:
             UnavailableError: as many wait as may (Rule 1).
         """
-        if len(self._waiters) >= self._limit:
+        turns = self._turns.get(waiter.consumer)
+        own = 0 if turns is None else len(turns.waiters)
+        if len(self._order) >= self._limit or own >= self._consumer_limit:
             raise UnavailableError(
                 "too many queries wait for credits",
                 code="queue.waiting",
-                came=f"{len(self._waiters)} waiting",
+                came=f"{len(self._order)} waiting, {own} of them yours",
                 retry_after_s=FULL_RETRY_AFTER_S,
             )
-        self._waiters[waiter] = None
+        if turns is None:
+            turns = self._turns[waiter.consumer] = _Turns()
+        self._arrivals += 1
+        start = max(self._now, turns.ends)
+        waiter.start = (start, self._arrivals)
+        turns.ends = start + waiter.cost
+        turns.waiters[waiter] = None
+        insort(self._order, waiter, key=_start)
 
     def leave(self, waiter: Waiter) -> None:
-        """Stop waiting: served, given up or gone."""
-        self._waiters.pop(waiter, None)
+        """Stop waiting: given up or gone."""
+        if (turns := self._remove(waiter)) is not None:
+            last = next(reversed(turns.waiters), None)
+            turns.ends = turns.served if last is None else last.start[0] + last.cost
+            self._forget(waiter.consumer, turns)
 
     def serve(
         self,
@@ -94,7 +164,10 @@ class WaitingQueue:
             if isinstance(paid, Refusal):
                 poor.add(wish)
                 continue
-            self.leave(waiter)
+            if (turns := self._remove(waiter)) is not None:
+                self._now = max(self._now, waiter.start[0])
+                turns.served = max(turns.served, waiter.start[0] + waiter.cost)
+                self._forget(waiter.consumer, turns)
             waiter.paid.set_result(paid)
 
     def fail(self, waiter: Waiter, error: AIGovToolError) -> None:
@@ -109,9 +182,38 @@ class WaitingQueue:
             if (why := error(waiter)) is not None:
                 self.fail(waiter, why)
 
-    def by_consumer(self) -> dict[ConsumerId, int]:
-        """Return the credits that are waited for, by consumer."""
-        wanted: dict[ConsumerId, int] = {}
-        for waiter in self._waiters:
-            wanted[waiter.consumer] = wanted.get(waiter.consumer, 0) + waiter.cost
-        return wanted
+    def place(self, waiter: Waiter) -> Place | None:
+        """Return the place of *waiter*, None when it does not wait."""
+        turns = self._turns.get(waiter.consumer)
+        if turns is None or waiter not in turns.waiters:
+            return None
+        return Place(bisect_left(self._order, waiter.start, key=_start) + 1, len(self._order))
+
+    def of(self, consumer: ConsumerId) -> list[Waiter]:
+        """Return the waiters of *consumer*, in the order of their turns."""
+        turns = self._turns.get(consumer)
+        return [] if turns is None else list(turns.waiters)
+
+    def wanted_by(self, consumer: ConsumerId) -> int:
+        """Return the credits that *consumer* waits for."""
+        return sum(waiter.cost for waiter in self.of(consumer))
+
+    def _remove(self, waiter: Waiter) -> _Turns | None:
+        turns = self._turns.get(waiter.consumer)
+        if turns is None or waiter not in turns.waiters:
+            return None
+        del turns.waiters[waiter]
+        del self._order[bisect_left(self._order, waiter.start, key=_start)]
+        return turns
+
+    def _forget(self, consumer: ConsumerId, turns: _Turns) -> None:
+        """Keep no more of consumers who do not wait than fairness needs."""
+        if not self._order:  # nobody to be fair to: all begin anew
+            self._turns.clear()
+            self._now = 0
+        elif not turns.waiters and turns.served <= self._now:
+            del self._turns[consumer]
+
+
+def _start(waiter: Waiter) -> tuple[int, int]:
+    return waiter.start
