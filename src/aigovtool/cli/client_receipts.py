@@ -154,7 +154,7 @@ def _session(checked: Checked, enclave: VerifiedEnclave) -> dict[str, Any]:
 
 
 def _tell(checked: Checked) -> None:
-    from aigovtool.cli.findings import tell
+    from aigovtool.cli.findings import count_of, tell
     from aigovtool.crypto.signing import fingerprint
 
     if any(enclave.simulated for enclave in checked.sessions.values()):
@@ -168,7 +168,7 @@ def _tell(checked: Checked) -> None:
         )
     tell(checked.findings)
     if checked.findings:
-        result.print(f"{len(checked.findings)} findings", style="bold red")
+        result.print(count_of(checked.findings), style="bold red")
     else:
         result.print(f"{len(checked.genuine)} receipts, {checked.cost} credits: all in order")
 

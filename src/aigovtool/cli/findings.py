@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -21,6 +21,11 @@ def tell(findings: Iterable[Finding]) -> None:
         for name, text in (("expected", finding.expected), ("came", finding.came)):
             if text is not None:
                 result.print(Text(f"{name:>11}: ", style="dim") + plain(text))
+
+
+def count_of(findings: Sized) -> str:
+    """Return how many there are, in words."""
+    return "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
 
 
 def plain(text: str) -> Text:

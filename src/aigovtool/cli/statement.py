@@ -220,7 +220,7 @@ def _all_forfeited(verified: Verified) -> list[Any]:
 
 
 def _tell(verified: Verified) -> None:
-    from aigovtool.cli.findings import plain, tell
+    from aigovtool.cli.findings import count_of, plain, tell
 
     said = verified.statement
     if any(seen.simulated for seen in verified.evidence.values()):
@@ -260,6 +260,6 @@ def _tell(verified: Verified) -> None:
         line("log", f"{verified.logged} entries of this loan")
     tell(verified.findings)
     if verified.findings:
-        result.print(f"{len(verified.findings)} findings", style="bold red")
+        result.print(count_of(verified.findings), style="bold red")
     else:
         result.print("all in order", style="green")
