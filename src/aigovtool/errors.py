@@ -147,10 +147,17 @@ class BudgetExhaustedError(RefusedError):
     code = "budget.exhausted"
 
     def __init__(
-        self, reason: Reason | str, *, retry_after_s: float = 5.0, mend: str | None = None
+        self,
+        reason: Reason | str,
+        *,
+        retry_after_s: float = 5.0,
+        mend: str | None = None,
+        place: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(reason, mend=mend)
+        came = None if place is None else f"place {place[0]} of {place[1]} that wait"
+        super().__init__(reason, came=came, mend=mend)
         self.retry_after_s = retry_after_s
+        self.place = place  # the query's among those that wait, from 1, and how many these are
 
 
 class MoreDeniedError(BudgetExhaustedError):

@@ -149,7 +149,7 @@ async def ask(renewal: Renewal, till: Till, consumer: ConsumerId, now_s: float) 
 async def test_nothing_is_said_while_nothing_is_asked() -> None:
     ledger = Ledger(10)
     renewal, _ = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     assert renewal.due(0.0) is None
     assert renewal.due(1000.0) is None
 
@@ -157,7 +157,7 @@ async def test_nothing_is_said_while_nothing_is_asked() -> None:
 async def test_a_lease_in_use_is_renewed_at_half_its_time_and_an_idle_one_is_not() -> None:
     ledger = Ledger(1000)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     query = await ask(renewal, till, ALICE, 0.0)
     assert talk(renewal, ledger, 0.0) == 1
     await query
@@ -172,7 +172,7 @@ async def test_a_lease_in_use_is_renewed_at_half_its_time_and_an_idle_one_is_not
 async def test_freed_credits_that_nobody_waits_for_are_not_leased() -> None:
     ledger = Ledger(2)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     query = await ask(renewal, till, ALICE, 0.0)
     talk(renewal, ledger, 0.0)
     await query
@@ -186,7 +186,7 @@ async def test_freed_credits_that_nobody_waits_for_are_not_leased() -> None:
 async def test_a_lease_grows_with_the_demand() -> None:
     ledger = Ledger(10**6)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     now_s, reports = 0.0, 0
     for _ in range(10_000):  # ten seconds of a thousand queries a second
         query = await ask(renewal, till, ALICE, now_s)
@@ -208,14 +208,14 @@ def _leases(ledger: Ledger) -> list[tuple[int, Lease]]:
 async def test_an_unanswered_report_is_the_same_when_sent_again() -> None:
     ledger = Ledger(10)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     query = await ask(renewal, till, ALICE, 0.0)
     report = renewal.due(0.0)
     assert report is not None
     lost = ledger.answer(report)
     assert renewal.due(3.0) is None  # one at a time
     renewal.lost()
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     assert renewal.unanswered is report
     renewal.answered(ledger.answer(report), 4.9)
     assert (await query).charge.lease == lost.lease.lease
@@ -227,7 +227,7 @@ async def test_an_unanswered_report_is_the_same_when_sent_again() -> None:
 async def test_an_answer_after_its_leases_time_serves_nobody_and_is_settled() -> None:
     ledger = Ledger(10)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     query = await ask(renewal, till, ALICE, 0.0)
     report = renewal.due(0.0)
     assert report is not None
@@ -240,7 +240,7 @@ async def test_an_answer_after_its_leases_time_serves_nobody_and_is_settled() ->
 async def test_a_request_for_more_is_made_again_after_a_lost_connection() -> None:
     ledger = Ledger(0)
     renewal, _ = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     waiting = asyncio.create_task(
         renewal.acquire(ALICE, 1, now_s=0.0, lease_wait_s=60, patience_s=60, reason="why")
     )
@@ -248,7 +248,7 @@ async def test_a_request_for_more_is_made_again_after_a_lost_connection() -> Non
     assert [one.consumer for one in renewal.more_due()] == [ALICE]
     assert renewal.more_due() == []
     renewal.lost()
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     assert [one.reason for one in renewal.more_due()] == ["why"]
     waiting.cancel()
     await asyncio.wait({waiting})
@@ -257,7 +257,7 @@ async def test_a_request_for_more_is_made_again_after_a_lost_connection() -> Non
 async def test_roster_and_cap_of_a_waiting_consumer() -> None:
     ledger = Ledger(10)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     renewal.set_roster(
         [RosterEntry(consumer=BOB, api_key_sha256=bytes(32), blocked=False, budgeted=True, left=5)]
     )
@@ -297,7 +297,7 @@ async def test_never_more_than_the_budget_whatever_is_lost_or_repeated(
     """I1 and I3: served = spent in the end, and never more than was granted."""
     ledger = Ledger(budget, duration_s=duration_s)
     renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome())
+    renewal.welcomed(ledger.welcome(), 0.0)
     now_s, served = 0.0, 0
     queries: list[asyncio.Task] = []
     in_flight: Report | None = None
@@ -319,7 +319,7 @@ async def test_never_more_than_the_budget_whatever_is_lost_or_repeated(
             case "again" if answers:
                 renewal.answered(answers[-1], now_s)
         if not renewal.connected and event in ("tick", "long"):
-            renewal.welcomed(ledger.welcome())
+            renewal.welcomed(ledger.welcome(), 0.0)
             in_flight = renewal.unanswered
         if (report := renewal.due(now_s)) is not None:
             assert in_flight is None
@@ -328,7 +328,7 @@ async def test_never_more_than_the_budget_whatever_is_lost_or_repeated(
             lease.credits for lease in ledger.leases.values()
         )
     if not renewal.connected:
-        renewal.welcomed(ledger.welcome())
+        renewal.welcomed(ledger.welcome(), 0.0)
     if renewal.unanswered is not None:
         renewal.answered(ledger.answer(renewal.unanswered), now_s)
     renewal.suspend()

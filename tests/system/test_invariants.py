@@ -335,7 +335,7 @@ class Lending(RuleBasedStateMachine):
             self._give_back(side)
             return
         side.renewal.set_roster(welcome.roster)
-        side.renewal.welcomed(welcome)
+        side.renewal.welcomed(welcome, 0.0)
         unanswered = side.renewal.unanswered
         if unanswered is not None:
             self._send(side, unanswered, "answered")

@@ -363,9 +363,11 @@ def _waiting() -> Iterator[Callable[[BudgetExhaustedError, float], None]]:
     status: Status | None = None
     said = False
 
-    def on_wait(_: BudgetExhaustedError, waited_s: float) -> None:
+    def on_wait(why: BudgetExhaustedError, waited_s: float) -> None:
         nonlocal status, said
         text = "no queries left: waiting until the custodian frees more"
+        if why.place is not None:
+            text += f", place {why.place[0]} of {why.place[1]}"
         if not talk.is_terminal:
             if not said:
                 talk.print(text)

@@ -28,7 +28,7 @@ from aigovtool.client.session import (
     connect_async,
 )
 from aigovtool.errors import ConfigurationError
-from aigovtool.wire.budget import BudgetView
+from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.oip import ModelMetadata
 from aigovtool.wire.tensors import Array
 
@@ -90,6 +90,10 @@ class Client:
     def budget(self) -> BudgetView:
         """Ask what is left, in credits. It costs nothing; raises as `AsyncClient.budget`."""
         return self._loop.run(self._client.budget())
+
+    def waiting(self) -> WaitingView:
+        """Ask where own queries wait, and what was decided; raises as `AsyncClient.waiting`."""
+        return self._loop.run(self._client.waiting())
 
     def close(self) -> None:
         """Close all connections and end the thread; what is under way fails."""

@@ -18,9 +18,10 @@ Rule 3: a query is repeated only where that cannot charge it twice: to the same 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,15 +44,15 @@ from aigovtool.errors import (
     UnavailableError,
 )
 from aigovtool.sealing.batch import batch_of, items_in
-from aigovtool.wire.budget import BudgetView
+from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import decode
 from aigovtool.wire.headers import (
     BUDGET_PATH,
-    MAX_REASON_CHARACTERS,
     REASON,
     RECEIPT,
     REFUND,
     REMAINING,
+    WAITING_PATH,
 )
 from aigovtool.wire.oip import (
     DEFAULT_LIMITS,
@@ -65,10 +66,13 @@ from aigovtool.wire.oip import (
 )
 from aigovtool.wire.problem import MAX_PROBLEM_BYTES, error_of
 from aigovtool.wire.tensors import Array
+from aigovtool.wire.words import MAX_REASON_CHARACTERS
 
 ANSWER_TIMEOUT_S = 300.0  # a model may be slow
 MAX_HOLD_S = 600.0  # one held answer; whoever asks anew waits at the end of the queue
 MAX_BUDGET_BYTES = 64 << 10
+MAX_WAITING_BYTES = 256 << 10
+FIRST_LOOK_S = 0.2  # at the place of a query that waits; then as often as the enclave says
 MAX_API_KEY_CHARACTERS = 512
 
 _REMAINING = REMAINING.lower().encode()
@@ -77,7 +81,8 @@ _REFUND = REFUND.lower().encode()
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 
 OnWait = Callable[[BudgetExhaustedError, float], None]
-"""Called when a query has to wait: why, and for how many seconds it has waited by now."""
+"""Called now and then while a query has to wait: why, with its `place` once that is known, and for
+how many seconds it has waited by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,7 +157,7 @@ class AsyncClient:
                 as it takes. The enclave wakes the query as soon as there are some, in fair order.
             reason: in the caller's words, why more is needed; the custodian's operator reads it, so
                 it must not hold what only the enclave may see. At most 500 characters.
-            on_wait: called each time the query is found waiting.
+            on_wait: called each time the query is found waiting; its error has the `place`.
 
         Raises:
             BudgetExhaustedError: no credit is left, and none came in *wait_s*.
@@ -184,7 +189,8 @@ class AsyncClient:
         while True:
             asked_s = loop.time()
             try:
-                return await self._infer(body, headers, shapes, hold_s)
+                async with self._telling(key, on_wait if hold_s else None, begin_s):
+                    return await self._infer(body, headers, shapes, hold_s)
             except MoreDeniedError:
                 raise
             except BudgetExhaustedError as error:
@@ -214,6 +220,52 @@ class AsyncClient:
 
         _, _, body = await self._exchange(make, MAX_BUDGET_BYTES, 0.0)
         return decode(body, BudgetView)
+
+    async def waiting(self) -> WaitingView:
+        """
+        Ask where this consumer's queries wait, and what was decided on its requests for more.
+
+        Raises:
+            UnauthenticatedError, BlockedError, UnavailableError, MalformedError: as `infer`.
+        """
+
+        def make(_: VerifiedEnclave) -> Request:
+            return Request(
+                method=b"GET", target=WAITING_PATH.encode("ascii"), headers=self._authorization
+            )
+
+        _, _, body = await self._exchange(make, MAX_WAITING_BYTES, 0.0)
+        return decode(body, WaitingView)
+
+    @contextlib.asynccontextmanager
+    async def _telling(
+        self, key: str, on_wait: OnWait | None, begin_s: float
+    ) -> AsyncIterator[None]:
+        """Tell *on_wait*, for the length of the block, the place of the query with *key*."""
+        if on_wait is None:
+            yield
+            return
+        telling = asyncio.create_task(self._tell(key, on_wait, begin_s))
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _tell(self, key: str, on_wait: OnWait, begin_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(FIRST_LOOK_S)
+        while True:
+            try:
+                view = await self.waiting()
+            except AIGovToolError:
+                return  # the query itself says what is wrong
+            for query in view.queries:
+                if query.key == key:
+                    place = (query.place, view.waiting)
+                    waits = BudgetExhaustedError("the query waits for credits", place=place)
+                    on_wait(waits, loop.time() - begin_s)
+            await asyncio.sleep(max(FIRST_LOOK_S, view.again_s))
 
     async def aclose(self) -> None:
         """Close all connections; what is under way fails."""

@@ -35,7 +35,7 @@ from aigovtool.custodian.settling import Books
 from aigovtool.errors import ConflictError, MalformedError, NotFoundError, RefusedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, new_id
 from aigovtool.wire.control import CreditsFreed, MoreDecided, MoreWanted
-from aigovtool.wire.headers import MAX_REASON_CHARACTERS
+from aigovtool.wire.words import plain
 
 MAX_REQUEST_CREDITS = 1 << 40  # what a consumer may ask for; a person reads it
 _OVER = frozenset({LoanState.EXPIRED, LoanState.CLOSED})
@@ -162,7 +162,7 @@ class Grants:
                 consumer=wanted.consumer,
                 session=session_id,
                 credits=wanted.credits,
-                reason=_plain(wanted.reason),
+                reason=plain(wanted.reason),
                 state=RequestState.OPEN,
                 granted=0,
                 decision_reason="",
@@ -179,6 +179,7 @@ class Grants:
                 request=request.request,
                 credits=request.credits,
                 reason=request.reason,
+                waiting=wanted.waiting,
             )
             return request.request
 
@@ -242,6 +243,7 @@ class Grants:
         actor: str,
         reason: str,
     ) -> MoreRequest:
+        reason = plain(reason)
         decided = dataclasses.replace(
             request, state=state, granted=granted, decision_reason=reason, decided=entry.now
         )
@@ -263,6 +265,7 @@ class Grants:
                 approved=state is RequestState.APPROVED,
                 credits=granted,
                 reason=reason,
+                asked=request.reason,
             ),
         )
         return decided
@@ -329,9 +332,3 @@ def _open_request(entry: Entry, request_id: RequestId) -> MoreRequest:
             came=request.state.value,
         )
     return request
-
-
-def _plain(reason: str) -> str:
-    """A consumer's words, for a person's terminal: one line, printable, bounded."""
-    words = "".join(each if each.isprintable() else " " for each in reason)
-    return " ".join(words.split())[:MAX_REASON_CHARACTERS]

@@ -23,14 +23,16 @@ from aigovtool.custodian.lifecycle import (
     move_session,
     state_at,
 )
-from aigovtool.custodian.records import CUSTODIAN, Loan, Session, StopProofRow
+from aigovtool.custodian.records import CUSTODIAN, Loan, RequestState, Session, StopProofRow
 from aigovtool.custodian.settling import Books
 from aigovtool.errors import ConflictError, NotFoundError, VerificationError
-from aigovtool.ids import SessionId
+from aigovtool.ids import ConsumerId, SessionId
 from aigovtool.wire.codec import Signed, open_signed
-from aigovtool.wire.control import Hello, LoanChanged, SessionEnded, StopProof, Welcome
+from aigovtool.wire.control import Hello, LoanChanged, MoreDecided, SessionEnded, StopProof, Welcome
 from aigovtool.wire.enrolment import Terms
 
+DECISIONS_TOLD_S = 600.0  # to enclaves that connect; those that were there remember as long
+RECENT_REQUESTS = 1000  # among which recent decisions are looked for
 SWEEP_ROWS = 200  # in one decision, so that a sweep never holds reports up for long
 
 
@@ -96,6 +98,30 @@ def expire_loan(entry: Entry, loan: Loan) -> None:
     entry.tx.set_loan_state(loan.loan, move_loan(loan.state, LoanState.EXPIRED), reason)
     entry.event("loan.expired", actor=CUSTODIAN, loan=loan.loan)
     entry.push(loan.loan, LoanChanged(state=LoanState.EXPIRED, reason=reason))
+
+
+def _decided_lately(entry: Entry, loan: Loan) -> tuple[MoreDecided, ...]:
+    """Return the last decision on each consumer that is not older than `DECISIONS_TOLD_S`."""
+    last: dict[ConsumerId, MoreDecided] = {}
+    decided = [
+        (entry.now - one.decided, one)
+        for one in entry.tx.requests_of_loan(loan.loan, RECENT_REQUESTS)
+        if one.decided is not None
+    ]
+    for age, one in sorted(decided, key=lambda pair: pair[0]):
+        if age < timedelta(seconds=DECISIONS_TOLD_S):
+            last.setdefault(
+                one.consumer,
+                MoreDecided(
+                    consumer=one.consumer,
+                    approved=one.state is RequestState.APPROVED,
+                    credits=one.granted,
+                    reason=one.decision_reason,
+                    asked=one.reason,
+                    age_s=max(0.0, age.total_seconds()),
+                ),
+            )
+    return tuple(last.values())
 
 
 class Sessions:
@@ -168,6 +194,7 @@ class Sessions:
             left=loan.account.left,
             place=place,
             sharers=sharers,
+            decided=_decided_lately(entry, loan),
         )
 
     def disconnect(self, session_id: SessionId) -> None:

@@ -117,7 +117,7 @@ async def serve(
                 attester=complete,
                 keys=keys,
                 loan=ticket.loan,
-                max_waiting=limits.max_waiting,
+                max_waiting=(limits.max_waiting, limits.max_waiting_each),
                 clock=clock,
             )
             async with scraped(metrics, config, keys):

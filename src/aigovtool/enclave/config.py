@@ -28,6 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         query_time_s: for its computation.
         max_queue: queries that are being computed or wait for a compute thread.
         max_waiting: queries that wait for credits.
+        max_waiting_each: of one consumer.
         lease_wait_s: how long a query waits for a lease of credits that exist.
         max_patience_s: how long ``Prefer: wait`` can make a query wait for credits that do not.
         attestations_per_s: fresh evidence that is made for consumers; one address gets half of it.
@@ -48,6 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     query_time_s: float = 120.0
     max_queue: int = 1024
     max_waiting: int = 4096
+    max_waiting_each: int = 2048
     lease_wait_s: float = 3.0
     max_patience_s: float = 600.0
     attestations_per_s: float = 20.0

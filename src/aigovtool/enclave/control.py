@@ -275,7 +275,7 @@ class Conversation:
         renewal = self._session.renewal
         match message:
             case Welcome():
-                renewal.welcomed(message)
+                renewal.welcomed(message, self._clock.monotonic_s())
                 self._session.set_terms(message.terms)
                 self._loan_is(message.state, message.state_reason)
                 self._session.set_roster(message.roster)
@@ -292,7 +292,7 @@ class Conversation:
             case CreditsFreed():
                 renewal.freed(message.left)
             case MoreDecided():
-                renewal.decided(message)
+                renewal.decided(message, self._clock.monotonic_s())
             case ReattestWanted():
                 self._reattestation.want(message)
             case ShuttingDown():

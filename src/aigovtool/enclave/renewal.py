@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave.decisions import Decisions
 from aigovtool.enclave.demand import Demand
 from aigovtool.enclave.limits import LocalLimits, too_fast
 from aigovtool.enclave.refunds import REFUNDS, Fate
@@ -59,6 +60,7 @@ LOOK_AGAIN_S = 0.25  # at a lease past half its time, to see whether it is in us
 LOOK_FOR_MORE_S = 1.0  # where there is something, and too little for a query that waits
 EXHAUSTED_RETRY_AFTER_S = 5.0
 RATE_PATIENCE_S = 1.0  # a query that asked for no wait waits so long for a rate of all enclaves
+RETRY_SPREAD_S = 10  # over so many seconds those that were refused together come back
 UNREACHABLE_RETRY_AFTER_S = 2.0
 
 
@@ -108,12 +110,14 @@ class Renewal:
         self._limits = limits
         self._rate_wait_s = 0.0  # of the loan, and of consumers, as last heard
         self._rated_until_s: dict[ConsumerId, float] = {}
+        self._refused = 0
         self._suspended = False  # the custodian is shutting down
         self._asked_for_more: set[ConsumerId] = set()
         self._more: list[MoreWanted] = []
         self._viewers: list[asyncio.Future[None]] = []
         self.meter = till.meter
         self.standing = Standing(till.meter, self._settlements)
+        self.decisions = Decisions()
         self.queue = queue
         self.terms = terms
         self.connected = False
@@ -137,6 +141,7 @@ class Renewal:
         lease_wait_s: float,
         patience_s: float,
         reason: str,
+        key: str = "",
     ) -> Paid:
         """
         Wait until a lease pays for a query.
@@ -145,6 +150,7 @@ class Renewal:
             lease_wait_s: how long to wait for credits that exist.
             patience_s: how long to wait for credits that do not exist yet; 0 to be told at once.
             reason: why the consumer needs more, in its own words.
+            key: the query's Idempotency-Key, by which its consumer finds its place.
 
         Raises:
             TooLargeError: no lease of this loan can hold so much.
@@ -154,13 +160,20 @@ class Renewal:
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
         self._settlements.add(self.meter.close_expired(now_s))
-        waiter = Waiter(consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason)
+        waiter = Waiter(
+            consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason, key=key
+        )
         if self._fits_no_lease(waiter):
             raise self._too_large(waiter)
-        if not waiter.patient:
-            if not self._leasing:
-                raise self._unreachable()
-            if self._in_vain(waiter) and not self._may_swap(waiter):
+        if not waiter.patient and not self._leasing:
+            raise self._unreachable()
+        if self._in_vain(waiter) and not self._may_swap(waiter):
+            denial = self.decisions.denial(
+                consumer, reason if waiter.patient or reason else None, now_s
+            )
+            if denial is not None:
+                raise self._denied(denial)
+            if not waiter.patient:
                 raise self._exhausted(waiter)
         self.queue.add(waiter)
         self._consider(waiter)
@@ -251,7 +264,7 @@ class Renewal:
 
     # --- events from the custodian ---------------------------------------------------------------
 
-    def welcomed(self, welcome: Welcome) -> None:
+    def welcomed(self, welcome: Welcome, now_s: float) -> None:
         """A connection is open; an `unanswered` report must be sent again."""
         self.connected = True
         self._suspended = False
@@ -261,6 +274,8 @@ class Renewal:
         if self._limits is not None:
             self._limits.set_place(welcome.place, welcome.sharers)
         self.freed(welcome.left)
+        for decision in welcome.decided:
+            self.decisions.heard(decision, now_s)
         for waiter in self.queue:
             self._consider(waiter)
 
@@ -353,21 +368,17 @@ class Renewal:
         self._asked_for_more -= self.standing.set_roster(roster)
         self._wake()
 
-    def decided(self, decision: MoreDecided) -> None:
+    def decided(self, decision: MoreDecided, now_s: float) -> None:
         """A person decided on a consumer's wish: a denial ends the wait, credits come by push."""
+        self.decisions.heard(decision, now_s)
         self._asked_for_more.discard(decision.consumer)
-        if decision.approved:
-            return
-        self.queue.fail_all(
-            lambda waiter: (
-                MoreDeniedError(
-                    f"the custodian denied more credits: {decision.reason or 'no reason given'}",
-                    retry_after_s=EXHAUSTED_RETRY_AFTER_S,
-                )
-                if waiter.consumer == decision.consumer
-                else None
-            )
-        )
+        if not decision.approved:
+            for waiter in self.queue.of(decision.consumer):
+                self.queue.fail(waiter, self._denied(decision))
+
+    def has_asked_for(self, consumer: ConsumerId) -> bool:
+        """Whether a person has been asked for more for *consumer*, and not yet answered."""
+        return consumer in self._asked_for_more
 
     def suspend(self) -> None:
         """The custodian shuts down: give everything back, and serve nothing until it is back."""
@@ -495,9 +506,17 @@ class Renewal:
             self.queue.fail(waiter, self._exhausted(waiter))
         elif waiter.consumer not in self._asked_for_more:
             self._asked_for_more.add(waiter.consumer)
-            wanted = self.queue.by_consumer()[waiter.consumer]
+            first, *_ = own = self.queue.of(waiter.consumer)
+            place = self.queue.place(first)
             self._more.append(
-                MoreWanted(consumer=waiter.consumer, credits=wanted, reason=waiter.reason)
+                MoreWanted(
+                    consumer=waiter.consumer,
+                    credits=sum(one.cost for one in own),
+                    reason=waiter.reason,
+                    waiting=len(own),
+                    place=place.place if place is not None else 1,
+                    waiting_in_all=len(self.queue),
+                )
             )
 
     def _may_swap(self, waiter: Waiter) -> bool:
@@ -543,17 +562,29 @@ class Renewal:
         own = self.standing.own_lacks(waiter.consumer, waiter.cost)
         whose = "your own budget" if own else "the loan's budget"
         lacks_one = self.standing.lacks(waiter.consumer, 1)
+        soon = self.standing.leased_elsewhere and self.terms.lease_duration_s > 0
+        place = self.queue.place(waiter)
         return BudgetExhaustedError(
             f"{whose} is used up"
             if lacks_one
             else f"the query costs {waiter.cost} credits, and {whose} has fewer left",
-            retry_after_s=(
-                self.terms.lease_duration_s
-                if self.standing.leased_elsewhere and self.terms.lease_duration_s > 0
-                else EXHAUSTED_RETRY_AFTER_S
+            retry_after_s=self._spread(
+                self.terms.lease_duration_s if soon else EXHAUSTED_RETRY_AFTER_S
             ),
+            place=None if place is None else (place.place, place.of),
             mend="ask for more with `Prefer: wait=N`, and the custodian will be asked",
         )
+
+    def _denied(self, decision: MoreDecided) -> MoreDeniedError:
+        return MoreDeniedError(
+            f"the custodian denied more credits: {decision.reason or 'no reason given'}",
+            retry_after_s=self._spread(EXHAUSTED_RETRY_AFTER_S),
+        )
+
+    def _spread(self, least_s: float) -> float:
+        """Return when to come back: in turn, one second later each, so that not all do at once."""
+        self._refused = (self._refused + 1) % RETRY_SPREAD_S
+        return least_s + self._refused
 
     def _unreachable(self) -> UnavailableError:
         return UnavailableError(

@@ -26,6 +26,7 @@ class Session:
     One session. It has no model until that is loaded, nor after it was wiped.
 
     Args:
+        max_waiting: queries that may wait for credits, of all consumers and of each.
         wake: called when the control conversation has something to say.
     """
 
@@ -35,7 +36,7 @@ class Session:
         loan: LoanId,
         enrolment: Enrolment,
         key: SigningKey,
-        max_waiting: int,
+        max_waiting: tuple[int, int],
         clock: Clock,
         wake: Callable[[], None],
     ) -> None:
@@ -62,7 +63,7 @@ class Session:
             key=key,
             custodian_key=self.custodian_key,
             till=self.till,
-            queue=WaitingQueue(max_waiting),
+            queue=WaitingQueue(*max_waiting),
             terms=enrolment.terms,
             statement=enrolment.statement,
             wake=wake,

@@ -47,7 +47,7 @@ class Supervisor:
         attester: Attester,
         keys: ProcessKeys,
         loan: LoanId,
-        max_waiting: int,
+        max_waiting: tuple[int, int],
         clock: Clock,
     ) -> None:
         self._enclave = enclave

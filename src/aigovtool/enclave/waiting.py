@@ -5,11 +5,11 @@ Rule 1: the queue is bounded, and within it each consumer's part; past that a qu
 Rule 2: whoever is served was charged in the same step, so nobody overtakes between being woken
         and being charged, and N credits wake no more than they pay for.
 Rule 3: what cannot be paid for now does not hold up the others behind it.
-Rule 4: consumers take turns by what they were served: start-time fair queueing (Goyal, Vin and Cheng,
-        SIGCOMM 1996). A query starts where its consumer's one before it ended in cost, but not
-        before now; the earliest start goes first, then who came first. So within one consumer it
-        is first come first served, a consumer with one query goes before the second of one with a
-        thousand, and a batch counts for as many turns as it costs credits.
+Rule 4: consumers take turns by what they were served: start-time fair queueing (Goyal, Vin and
+        Cheng, SIGCOMM 1996). A query starts where its consumer's one before it ended in cost, but
+        not before now; the earliest start goes first, then who came first. So within one consumer
+        it is first come first served, a consumer with one query goes before the second of one that
+        has a thousand, and a batch counts for as many turns as it costs credits.
 Rule 5: who leaves gives up its turn; those of its consumer behind it keep theirs.
 """
 
@@ -30,7 +30,7 @@ FULL_RETRY_AFTER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A waiter's place, from 1, among all that wait. It moves back when others' turns come first."""
+    """A waiter's place, from 1, among all that wait; it grows when others' turns come first."""
 
     place: int
     of: int

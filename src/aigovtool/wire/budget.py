@@ -1,9 +1,10 @@
-"""``GET /v1/budget``: what a consumer can still use, as the enclave knows it now."""
+"""``GET /v1/budget`` and ``/v1/waiting``: what a consumer can still use, and where it waits."""
 
 from __future__ import annotations
 
 from aigovtool.ids import ConsumerId, LoanId
 from aigovtool.wire.codec import Message
+from aigovtool.wire.control import MoreDecided
 
 
 class BudgetView(Message, frozen=True, kw_only=True):
@@ -28,3 +29,38 @@ class BudgetView(Message, frozen=True, kw_only=True):
     lease_remaining: int
     lease_valid_s: float
     waiting: int
+
+
+class WaitingQuery(Message, frozen=True, kw_only=True):
+    """
+    A query that waits for credits.
+
+    Args:
+        key: its Idempotency-Key, by which its consumer knows it; empty for none.
+        cost: credits.
+        place: from 1, among all that wait at this enclave.
+    """
+
+    key: str
+    cost: int
+    place: int
+
+
+class WaitingView(Message, frozen=True, kw_only=True):
+    """
+    Args:
+        waiting: queries of all consumers that wait at this enclave.
+        queries: this consumer's own, the next to be served first; at most `MAX_WAITING_SHOWN`.
+        asked: whether a person has been asked for more for this consumer, and not yet answered.
+        decided: the last answer, while it is told.
+        again_s: how long to wait before looking again.
+    """
+
+    waiting: int
+    queries: tuple[WaitingQuery, ...]
+    asked: bool
+    decided: MoreDecided | None
+    again_s: float
+
+
+MAX_WAITING_SHOWN = 256

@@ -62,7 +62,13 @@ settlement that they still have, those that were acknowledged too, and are lease
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """The state of things; what follows are changes to it. `place`, `sharers`: as in `Lease`."""
+    """
+    The state of things; what follows are changes to it.
+
+    Args:
+        place, sharers: as in `Lease`.
+        decided: what was decided lately on consumers' requests, the last for each consumer.
+    """
 
     state: str
     state_reason: str
@@ -71,6 +77,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     left: int
     place: int = 0
     sharers: int = 1
+    decided: tuple[MoreDecided, ...] = ()
 
 
 # --- enclave to custodian --------------------------------------------------------------------
@@ -129,11 +136,23 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
 
 
 class MoreWanted(Message, frozen=True, kw_only=True, tag="more-wanted"):
-    """The budget is used up; a consumer asks for more, in its own words."""
+    """
+    The budget is used up; a consumer asks for more, in its own words. Sent again, it says how it
+    stands by now.
+
+    Args:
+        credits: that its waiting queries cost together.
+        waiting: how many of them there are.
+        place: of the first of them, from 1, among all that wait at the enclave.
+        waiting_in_all: how many these are.
+    """
 
     consumer: ConsumerId
     credits: int
     reason: str
+    waiting: int = 1
+    place: int = 1
+    waiting_in_all: int = 1
 
 
 class StopProof(Message, frozen=True, kw_only=True):
@@ -252,12 +271,22 @@ class CreditsFreed(Message, frozen=True, kw_only=True, tag="credits-freed"):
 
 
 class MoreDecided(Message, frozen=True, kw_only=True, tag="more-decided"):
-    """What a person decided on a consumer's request for more, and why."""
+    """
+    What a person decided on a consumer's request for more.
+
+    Args:
+        credits: that were granted; 0 with a denial.
+        reason: why, in that person's words.
+        asked: the words of the request.
+        age_s: how long ago, as an enclave that connects is told.
+    """
 
     consumer: ConsumerId
     approved: bool
     credits: int
     reason: str
+    asked: str = ""
+    age_s: float = 0.0
 
 
 class ReattestWanted(Message, frozen=True, kw_only=True, tag="reattest-wanted"):

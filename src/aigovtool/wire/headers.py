@@ -7,10 +7,11 @@ RECEIPT = "Aigovtool-Receipt"
 REFUND = "Aigovtool-Refund"  # a receipt that takes back the one in `RECEIPT`
 REASON = "Aigovtool-Reason"  # a consumer's own words for why it needs more; goes to the custodian
 
-MAX_REASON_CHARACTERS = 500
+PLACE = "Aigovtool-Place"  # of a query that waited in vain: `3;of=12`
 
 ATTESTATION_PATH = "/.well-known/attestation"  # on the enclave, for consumers
 BUDGET_PATH = "/v1/budget"
+WAITING_PATH = "/v1/waiting"
 
 CHALLENGE_PATH = "/enclave/v1/challenge"  # on the custodian, for enclaves
 ENROL_PATH = "/enclave/v1/enrol"

@@ -31,6 +31,7 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.wire.codec import decode
+from aigovtool.wire.headers import PLACE
 
 CONTENT_TYPE = "application/problem+json"
 MAX_PROBLEM_BYTES = 64 << 10
@@ -118,7 +119,10 @@ INTERNAL = Problem(
 def headers_of(error: AIGovToolError) -> dict[str, str]:
     """Return the extra headers of an error answer: Retry-After in whole seconds, and the like."""
     if isinstance(error, BudgetExhaustedError | UnavailableError):
-        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        if isinstance(error, BudgetExhaustedError) and error.place is not None:
+            headers[PLACE] = f"{error.place[0]};of={error.place[1]}"
+        return headers
     if isinstance(error, UnauthenticatedError):
         return {"WWW-Authenticate": "Bearer"}
     return {}

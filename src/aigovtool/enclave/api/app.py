@@ -32,13 +32,15 @@ from aigovtool.enclave.metrics import Tally
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError, NotFoundError
 from aigovtool.ids import ConsumerId
-from aigovtool.wire.budget import BudgetView
-from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH
+from aigovtool.wire.budget import MAX_WAITING_SHOWN, BudgetView, WaitingQuery, WaitingView
+from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH, WAITING_PATH
 from aigovtool.wire.oip import ServerMetadata
 
 SERVER_NAME = "aigovtool-enclave"
 _MODELS = "/v2/models/"
 _INFER = "/infer"
+LOOK_AGAIN_S = 2.0  # who waits may look at its place so often
+LOOKS_PER_S = 100  # and all together about so often
 _METHOD_NOT_ALLOWED = 405
 _ACTIVE = "active"  # the loan's state, in the words of the custodian
 _LOAN_STATES = {
@@ -67,6 +69,7 @@ class Api:
             "/v2/health/ready": {"GET": self._ready},
             "/v2/repository/index": {"GET": self._index, "POST": self._index},
             BUDGET_PATH: {"GET": self._budget},
+            WAITING_PATH: {"GET": self._waiting},
             ATTESTATION_PATH: {"GET": Attest(enclave, attester, limits, clock)},
         }
 
@@ -162,6 +165,25 @@ class Api:
                 lease_remaining=session.till.meter.credits(now_s),
                 lease_valid_s=max(0.0, valid_s),
                 waiting=len(renewal.queue),
+            )
+        )
+
+    async def _waiting(self, request: Request) -> Reply:
+        session, consumer = self._known(request)
+        renewal = session.renewal
+        queue = renewal.queue
+        own = [(one, queue.place(one)) for one in queue.of(consumer)[:MAX_WAITING_SHOWN]]
+        return json_reply(
+            WaitingView(
+                waiting=len(queue),
+                queries=tuple(
+                    WaitingQuery(key=one.key, cost=one.cost, place=place.place)
+                    for one, place in own
+                    if place is not None
+                ),
+                asked=renewal.has_asked_for(consumer),
+                decided=renewal.decisions.last(consumer, self._clock.monotonic_s()),
+                again_s=max(LOOK_AGAIN_S, len(queue) / LOOKS_PER_S),
             )
         )
 

@@ -40,6 +40,7 @@ from aigovtool.ids import ConsumerId
 from aigovtool.wire import headers as names
 from aigovtool.wire import oip
 from aigovtool.wire.tensors import Array
+from aigovtool.wire.words import plain
 
 INLINE_BYTES = 256 << 10  # what is larger is read and written on a thread, not on the loop
 
@@ -222,7 +223,8 @@ class Infer:
                     now_s=now_s,
                     lease_wait_s=self._limits.lease_wait_s,
                     patience_s=self._patience_s(request),
-                    reason=_reason(request),
+                    reason=plain(request.headers.get(_REASON, b"").decode("utf-8", "replace")),
+                    key=request.headers.get(_IDEMPOTENCY_KEY, b"").decode("latin-1"),
                 ),
             )
         if session.till.meter.left < session.renewal.low_mark:
@@ -276,11 +278,6 @@ def _client_left() -> UnavailableError:
         code="query.left",
         mend="ask again under a new Idempotency-Key",
     )
-
-
-def _reason(request: Request) -> str:
-    words = request.headers.get(_REASON, b"").decode("utf-8", "replace")
-    return "".join(c for c in words if c.isprintable())[: names.MAX_REASON_CHARACTERS]
 
 
 def _headers_of(encoded: oip.EncodedBody) -> tuple[Header, ...]:
