@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint typecheck imports unit docs bench flips lock clean check-python
+.PHONY: demo test lint typecheck imports unit docs bench faults fleet flips lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
@@ -35,6 +35,14 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.metering
 	$(BIN)/python -m benchmarks.ready
+
+# Random kills, partitions and pauses of real processes, then the count: some 20 minutes
+faults: .venv/.dev
+	$(BIN)/python -m benchmarks.faults --kills 200
+
+# What a fleet of simulated enclaves costs one custodian, and how fast a stop is: some 10 minutes
+fleet: .venv/.dev
+	$(BIN)/python -m benchmarks.fleet --enclaves 10 100 1000
 
 # Every byte of every recorded vector changed, one at a time: some 20 minutes. `make test` samples it.
 flips: .venv/.dev

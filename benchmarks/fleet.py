@@ -38,11 +38,13 @@ import uvloop
 from aigovtool.clock import SystemClock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import pinned_client_context
+from aigovtool.custodian import statements
 from aigovtool.custodian.admin_client import AdminClient
 from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.api.views import LoanView
 from aigovtool.custodian.app import open_custodian
 from aigovtool.custodian.data import DataFolder
+from aigovtool.custodian.ledger import session_of
 from aigovtool.custodian.lend import lend
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.custodian.records import LoanTerms, Session, Standing
@@ -50,6 +52,7 @@ from aigovtool.custodian.upload import Upload
 from aigovtool.demo.stage import Process, Stage
 from aigovtool.demo.story import ASSETS
 from aigovtool.ids import ConsumerId, LoanId, SessionId, new_id
+from aigovtool.wire.codec import Signed
 from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.ticket import Ticket, read_ticket
 from benchmarks.simulated_enclave import SimulatedEnclave, Tally
@@ -69,6 +72,7 @@ class Prepared:
     loan: LoanId
     consumer: ConsumerId
     sessions: dict[SessionId, SigningKey]
+    stated: dict[SessionId, Signed]
 
 
 def prepare(stage: Stage, enclaves: int, database: str | None) -> Prepared:
@@ -76,7 +80,9 @@ def prepare(stage: Stage, enclaves: int, database: str | None) -> Prepared:
     assert stage.init().code == 0
     folder = DataFolder(stage.data)
     keys = {SessionId(new_id("session")): SigningKey.generate() for _ in range(enclaves)}
-    with open_custodian(folder, clock=SystemClock(), environ=os.environ, database=database) as app:
+    with open_custodian(
+        folder, clock=SystemClock(), environ=stage.environment(), database=database
+    ) as app:
         lent = lend(
             app,
             Upload(path=ASSETS / "digits.onnx"),
@@ -118,7 +124,20 @@ def prepare(stage: Stage, enclaves: int, database: str | None) -> Prepared:
                         step=Step.FULL,
                     )
                 )
-    return Prepared(read_ticket(folder.ticket), loan, consumer.consumer, keys)
+        with app.ledger.read() as tx:
+            stated = {
+                session: statements.state(
+                    session_of(tx, session),
+                    lent.loan,
+                    lease=None,
+                    left=CREDITS,
+                    head=app.ledger.head,
+                    now=app.clock.now(),
+                    key=app.key,
+                )
+                for session in keys
+            }
+    return Prepared(read_ticket(folder.ticket), loan, consumer.consumer, keys, stated)
 
 
 def usage(process: Process) -> tuple[float, float]:
@@ -164,6 +183,7 @@ class Fleet:
                         consumer=self.prepared.consumer,
                         key=key,
                         token=self.prepared.ticket.token,
+                        statement=self.prepared.stated[session],
                         tally=self.tally,
                     ),
                     "127.0.0.1",

@@ -76,12 +76,14 @@ class SimulatedEnclave(asyncio.Protocol):
         consumer: ConsumerId,
         key: SigningKey,
         token: str,
+        statement: Signed,
         tally: Tally,
         want: int = 20,
     ) -> None:
         self.loan, self.session, self.consumer, self.key = loan, session, consumer, key
         self.tally = tally
         self.token = token
+        self.statement = statement
         self.want = want
         self.every_s: float | None = None
         self.active = False
@@ -158,7 +160,9 @@ class SimulatedEnclave(asyncio.Protocol):
         nonce = _challenge.decode(payload).nonce
         signature = self.key.sign(Label.CONTROL_HELLO, nonce + self.session.encode())
         self._take = self._told
-        self._send(encode(Hello(session=self.session, signature=signature)))
+        self._send(
+            encode(Hello(session=self.session, signature=signature, statement=self.statement))
+        )
 
     def _told(self, payload: bytes) -> None:
         message = _message.decode(payload)

@@ -12,6 +12,7 @@ _GROUPS = {
     "attestation": "verify, explain and compare attestation evidence",
     "client": "verify an enclave, query it, see what is left",
     "custodian": "lend models: serve, grant, watch, block, stop",
+    "drill": "rehearse the disaster, and sign what was seen",
     "demo": "run the whole story on this machine",
     "log": "check a custodian's transparency log, and proofs from it, without trusting it",
     "enclave": "host a lent model inside a trusted execution environment",

@@ -27,6 +27,7 @@ class Label(bytes, Enum):
     RECEIPT = b"aigovtool/v1/receipt"
     STATEMENT = b"aigovtool/v1/statement"
     STOP_PROOF = b"aigovtool/v1/stop-proof"
+    DRILL_SHEET = b"aigovtool/v1/drill-sheet"
     RA_TLS = b"aigovtool/v1/ra-tls"
     LOG_KEY = b"aigovtool/v1/log-key"
     LOG_KEY_AT_REST = b"aigovtool/v1/log-key-at-rest"

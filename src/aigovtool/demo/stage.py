@@ -105,11 +105,16 @@ class Stage:
         """The custodian's data folder."""
         return self.folder / "custodian"
 
+    @property
+    def platform(self) -> Path:
+        """Where the simulated platform of these processes is."""
+        return self.folder / "simulated-platform"
+
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of every process here: ours, with platform and state of its own."""
         return {
             **os.environ,
-            "AIGOVTOOL_SIMULATED_PLATFORM": str(self.folder / "simulated-platform"),
+            "AIGOVTOOL_SIMULATED_PLATFORM": str(self.platform),
             "PYTHONUNBUFFERED": "1",
             "XDG_STATE_HOME": str(self.folder / "state"),
             **(more or {}),
