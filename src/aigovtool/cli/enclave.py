@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import re
 import secrets
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,6 +190,7 @@ def serve(
 def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock) -> None:
     import uvloop
 
+    from aigovtool.channel.signals import ended_by_signals
     from aigovtool.enclave.app import Ready
     from aigovtool.enclave.app import serve as serve_enclave
     from aigovtool.enclave.progress import BarProgress, LoggedProgress
@@ -208,18 +208,17 @@ def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock
 
     async def main() -> None:
         stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve_enclave(
-            config,
-            ticket,
-            attester,
-            clock=clock,
-            progress=BarProgress(talk) if talk.is_terminal else LoggedProgress(),
-            stop=stop,
-            on_listening=listening,
-            on_ready=ready,
-        )
+        with ended_by_signals(stop.set):
+            await serve_enclave(
+                config,
+                ticket,
+                attester,
+                clock=clock,
+                progress=BarProgress(talk) if talk.is_terminal else LoggedProgress(),
+                stop=stop,
+                on_listening=listening,
+                on_ready=ready,
+            )
         talk.print("settled and wiped")
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

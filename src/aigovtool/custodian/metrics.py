@@ -179,6 +179,17 @@ def _standing(tx: Reading, now: datetime) -> Iterator[Metric]:
         ("state",),
         {(state,): counted[state] for state in DeliveryState},
     )
+    head = tx.log_head()
+    yield gauge(
+        "aigovtool_custodian_log_entries",
+        "Entries that the transparency log's signed head holds",
+        0 if head is None else head.size,
+    )
+    yield gauge(
+        "aigovtool_custodian_log_pending",
+        "Events that it does not hold yet",
+        tx.count_to_log(),
+    )
     yield from _sessions(tx, of_open)
     yield gauges(
         "aigovtool_custodian_requests_open",

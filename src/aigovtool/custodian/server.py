@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp
 
 from aigovtool.channel.accepting import Choose, Entrance, always
 from aigovtool.channel.guarded import guarded_protocol
+from aigovtool.channel.signals import ended_by_signals
 from aigovtool.crypto.tls import TLS_CIPHERS, make_custodian_identity, server_context
 from aigovtool.custodian.api.admin import admin_app
 from aigovtool.custodian.api.either import either
@@ -137,38 +137,37 @@ class Server:
         for_anyone = either(tls) if admin_tls is None else always(admin_tls)
         app.hub.start()
         await off_loop(app.reports, app.sessions.start)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end.set)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                serving = [
-                    tasks.create_task(door.serve(sockets=[])) for door in (for_enclaves, for_admin)
-                ]
-                await for_enclaves.is_up.wait()
-                await for_admin.is_up.wait()
-                # both listen from here on: whoever is told "ready" may call at once
-                entrances = (
-                    for_enclaves.entrance(self._doors.enclaves, always(tls)),
-                    for_admin.entrance(self._doors.admin, for_anyone),
-                )
-                others = [
-                    tasks.create_task(self._sweep()),
-                    tasks.create_task(app.delivering.run()),
-                    *(tasks.create_task(entrance.run()) for entrance in entrances),
-                ]
-                on_ready()
-                await self._end.wait()
-                await self._settle_up()
-                for other in others:
-                    other.cancel()
-                await self._log()
-                app.hub.close_all()
-                for_enclaves.should_exit = for_admin.should_exit = True
-                await asyncio.gather(*serving)
+            # a second signal while it settles ends it at once: what is not settled is settled later
+            with ended_by_signals(self._end.set):
+                async with asyncio.TaskGroup() as tasks:
+                    serving = [
+                        tasks.create_task(door.serve(sockets=[]))
+                        for door in (for_enclaves, for_admin)
+                    ]
+                    await for_enclaves.is_up.wait()
+                    await for_admin.is_up.wait()
+                    # both listen from here on: whoever is told "ready" may call at once
+                    entrances = (
+                        for_enclaves.entrance(self._doors.enclaves, always(tls)),
+                        for_admin.entrance(self._doors.admin, for_anyone),
+                    )
+                    others = [
+                        tasks.create_task(self._sweep()),
+                        tasks.create_task(self._log_on()),
+                        tasks.create_task(app.delivering.run()),
+                        *(tasks.create_task(entrance.run()) for entrance in entrances),
+                    ]
+                    on_ready()
+                    await self._end.wait()
+                    await self._settle_up()
+                    for other in others:
+                        other.cancel()
+                    await self._log()
+                    app.hub.close_all()
+                    for_enclaves.should_exit = for_admin.should_exit = True
+                    await asyncio.gather(*serving)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
             self._doors.close()
 
     def end(self) -> None:

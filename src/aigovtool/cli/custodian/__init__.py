@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from aigovtool.cli.custodian import accounting, credits, lending, log, looking, serving, webhooks
+from aigovtool.cli.custodian import (
+    accounting,
+    audit,
+    credits,
+    lending,
+    log,
+    looking,
+    serving,
+    webhooks,
+)
 from aigovtool.cli.custodian.group import custodian
 
-__all__ = ["accounting", "credits", "custodian", "lending", "log", "looking", "serving", "webhooks"]
+__all__ = [
+    "accounting",
+    "audit",
+    "credits",
+    "custodian",
+    "lending",
+    "log",
+    "looking",
+    "serving",
+    "webhooks",
+]
