@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from aigovtool.cli.custodian import custodian
 from aigovtool.custodian.app import initialise, open_custodian
 from aigovtool.custodian.data import DataFolder
 from aigovtool.errors import ConfigurationError, ConflictError
+from tests import postgresql
 from tests.custodian.house import DIGITS
 from tests.custodian.ledgers import SetClock
 
@@ -285,3 +287,55 @@ def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o500)
     assert run("init", "--data", str(data)).exit_code == 2
+
+
+# --- with the ledger in PostgreSQL ---------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_url() -> Iterator[str]:
+    with postgresql.server_or_skip().database(empty=True) as url:
+        yield url
+
+
+@pytest.mark.usefixtures("platform")
+def test_init_notes_the_database_for_its_owner_only(tmp_path: Path, empty_url: str) -> None:
+    data = tmp_path / "custodian"
+    result = run("init", "--data", str(data), "--simulated", "--database", empty_url, "--json")
+    assert result.exit_code == 0, result.output
+    assert (data / "database.url").stat().st_mode & 0o777 == 0o600
+    assert not (data / "ledger.db").exists()
+    with Serving(data) as serving:
+        assert serving.process.poll() is None
+        with Serving(data):  # a replica: the folder is not held
+            pass
+
+
+@pytest.mark.usefixtures("platform")
+def test_init_never_takes_a_database_that_is_a_custodians(tmp_path: Path, empty_url: str) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run("init", "--data", str(first), "--database", empty_url).exit_code == 0
+    result = run("init", "--data", str(second), "--database", empty_url)
+    assert result.exit_code == 4
+    assert not list(second.iterdir())
+    init(second)
+    theirs = open_custodian(DataFolder(second), clock=SetClock(), environ={}, database=empty_url)
+    with pytest.raises(ConfigurationError), theirs:  # keys that are not this ledger's
+        pass
+
+
+@pytest.mark.usefixtures("platform")
+def test_serve_makes_no_ledger_in_an_empty_database(tmp_path: Path, empty_url: str) -> None:
+    data = tmp_path / "custodian"
+    init(data)
+    result = run("serve", "--data", str(data), "--database", empty_url)
+    assert result.exit_code == 2
+    assert "no ledger in this database" in " ".join(result.output.split())
+
+
+def test_a_password_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    result = run("init", "--data", str(tmp_path / "d"), "--database", "postgresql://a:geheim@b/c")
+    assert result.exit_code == 2
+    assert "geheim" not in result.output
+    assert "passfile" in result.output
+    assert not (tmp_path / "d").exists()

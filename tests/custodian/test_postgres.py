@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from aigovtool.custodian.records import Custodian
 from aigovtool.custodian.store import dialect
 from aigovtool.custodian.store.postgres import PostgresStore
 from aigovtool.errors import (
@@ -19,7 +20,7 @@ from aigovtool.errors import (
     UnavailableError,
 )
 from tests import postgresql
-from tests.custodian.ledgers import Bench, bench
+from tests.custodian.ledgers import BEGIN, Bench, bench
 
 SECRET = "hunter2-hunter2"
 
@@ -52,7 +53,12 @@ def test_an_empty_database_is_an_error_and_not_a_new_ledger(empty_url: str) -> N
 
 
 def test_a_ledger_is_never_made_over_another(postgres_ledger: Bench) -> None:
-    postgres_ledger.lend(10)
+    with postgres_ledger.store.write() as tx:
+        tx.insert_custodian(
+            Custodian(
+                public_key=bytes(32), wrapped_signing_key=b"w", certificate_pem=b"c", created=BEGIN
+            )
+        )
     before = postgres_ledger.dump()
     assert postgres_ledger.database is not None
     with pytest.raises(ConflictError):

@@ -8,6 +8,7 @@ what should exist: a wrong path is an error, not a new custodian.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -28,6 +29,12 @@ from aigovtool.custodian.appraisal import Appraiser, Completes
 from aigovtool.custodian.challenges import Challenges
 from aigovtool.custodian.consumers import Consumers
 from aigovtool.custodian.data import DataFolder
+from aigovtool.custodian.databases import (
+    create_ledger,
+    database_of,
+    may_be_shared,
+    open_ledger,
+)
 from aigovtool.custodian.delivering import Delivering
 from aigovtool.custodian.enrolment import Enrolment
 from aigovtool.custodian.grants import Grants
@@ -45,7 +52,6 @@ from aigovtool.custodian.records import Custodian, LogHead
 from aigovtool.custodian.release import Releasing
 from aigovtool.custodian.sessions import Sessions
 from aigovtool.custodian.store.base import Store
-from aigovtool.custodian.store.sqlite import SqliteStore
 from aigovtool.custodian.tokens import ADMIN, METRICS, hash_token, new_token
 from aigovtool.custodian.upload import Uploads
 from aigovtool.custodian.vault import Vault
@@ -53,8 +59,8 @@ from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.custodian.webhooks import Webhooks
 from aigovtool.errors import ConfigurationError, ConflictError
 
+MOST_REPLICAS = 64  # with one data folder
 POOL_THREADS = 4  # appraisals and the admin API; reports have a thread of their own
-SQLITE_SCHEME = "sqlite:///"
 
 POLICY_PREFACE = """What evidence new loans accept: one [[accept]] table for each kind.
 `aigovtool enclave measure`, run where the enclave will run, prints such a table."""
@@ -96,18 +102,23 @@ def initialise(
     clock: Clock,
     environ: Mapping[str, str],
     accept: tuple[Alternative, ...] = (),
+    database: str | None = None,
 ) -> bytes:
     """
     Make keys, database and token in *folder*; return the custodian's public key.
 
     Args:
         accept: alternatives that new loans accept; none leaves ``policy.toml`` to the operator.
+        database: URL of an empty database for the ledger, None for a file in the folder. It is
+            noted in the folder.
 
     Raises:
-        ConflictError: the folder holds a custodian's files already; nothing was changed.
+        ConflictError: the folder holds a custodian's files already, or the database a ledger;
+            nothing was changed.
         ConfigurationError, UnavailableError: it cannot be written; nothing is left behind.
     """
-    for made in (folder.ledger, folder.master_key, folder.admin_token):
+    url = database_of(folder, database, environ)
+    for made in (folder.ledger, folder.database_url, folder.master_key, folder.admin_token):
         if made.exists():
             raise ConflictError(
                 f"{folder.path} holds a custodian already",
@@ -122,9 +133,14 @@ def initialise(
     except OSError as error:
         raise files.unwritable(folder.path, error) from None
     try:
-        public_key = _make(staging, clock=clock, environ=environ, accept=accept)
+        if may_be_shared(url):
+            files.write_whole(staging.database_url, url + "\n")
+        else:
+            url = database_of(staging, database, environ)
+        public_key = _make(staging, url=url, clock=clock, environ=environ, accept=accept)
         # the ledger last: with it the folder is a custodian's, without it nothing is lost
-        for name in (*sorted(set(os.listdir(staging.path)) - {"ledger.db"}), "ledger.db"):
+        ledgers = {staging.ledger.name, staging.database_url.name}
+        for name in sorted(os.listdir(staging.path), key=lambda name: (name in ledgers, name)):
             (staging.path / name).rename(folder.path / name)
         files.sync_folder(folder.path)
     except OSError as error:
@@ -137,6 +153,7 @@ def initialise(
 def _make(
     folder: DataFolder,
     *,
+    url: str,
     clock: Clock,
     environ: Mapping[str, str],
     accept: tuple[Alternative, ...],
@@ -151,7 +168,7 @@ def _make(
     if accept:
         text = write_policy(Policy(accept=accept, custodian=None), preface=POLICY_PREFACE)
         files.write_whole(folder.policy, text)
-    store = SqliteStore.create(folder.ledger)
+    store = create_ledger(url)
     try:
         with store.write() as tx:
             now = clock.now()
@@ -191,10 +208,12 @@ def open_custodian(
     courier: Completes | None = None,
 ) -> Iterator[App]:
     """
-    Open the custodian in *folder* for the length of the block, alone.
+    Open the custodian in *folder* for the length of the block: alone, unless its ledger is in a
+    database that several processes may share.
 
     Args:
         mark: where the ledger's mark is (`mark`); None for where *environ* says.
+        database: URL of the ledger, None for what `databases.database_of` finds.
         courier: fetches what enclaves do not send of their endorsements; None dials nobody.
 
     A ledger that was rolled back opens too, held.
@@ -203,15 +222,19 @@ def open_custodian(
         ConfigurationError: not initialised, a wrong master key, files that cannot be used.
         ConflictError: another process serves this folder, or a copy of it.
     """
-    if not folder.ledger.is_file() and database is None:
+    url = database_of(folder, database, environ)
+    shared = may_be_shared(url)
+    if not (shared or folder.ledger.is_file() or database):
         raise ConfigurationError(
             f"there is no custodian in {folder.path}",
             code="data.missing",
             mend=f"aigovtool custodian init --data {folder.path}",
         )
-    with files.held(folder.lock), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if not shared:
+            stack.enter_context(files.held(folder.lock))
         keeper = Vault(vault.read_master_key(master_key_file or folder.master_key, environ))
-        store = open_store(folder, database)
+        store = open_ledger(url)
         stack.callback(store.close)
         with store.read() as tx:
             identity = tx.custodian()
@@ -231,14 +254,15 @@ def open_custodian(
                 folder.metrics_token, mend="write a long random token into it, or remove it"
             ).strip()
         log_head = _begin_log(store, keeper, key)
-        shared = database is not None and not database.startswith(SQLITE_SCHEME)
-        path = mark or mark_path(
-            identity.public_key, environ, replica=folder.path if shared else None
-        )
+        path = mark or (None if shared else mark_path(identity.public_key, environ))
+        if path is None:
+            opened = _own_mark(folder, identity.public_key, environ)
+        else:
+            opened = held_mark(path, identity.public_key, shared=shared)
         yield _build(
             folder,
             log_head=log_head,
-            mark=stack.enter_context(held_mark(path, identity.public_key, shared=shared)),
+            mark=stack.enter_context(opened),
             clock=clock,
             keeper=keeper,
             store=store,
@@ -251,17 +275,20 @@ def open_custodian(
         )
 
 
-def open_store(folder: DataFolder, database: str | None) -> Store:
-    """Open the ledger of *folder*, or the one that *database* names; raises ConfigurationError."""
-    if database is None:
-        return SqliteStore.open(folder.ledger)
-    if not database.startswith(SQLITE_SCHEME):
-        raise ConfigurationError(
-            "--database names a kind of database that is not known",
-            expected=f"{SQLITE_SCHEME}PATH",
-            came=ascii(database.partition(":")[0][:20]),
-        )
-    return SqliteStore.open(Path(database.removeprefix(SQLITE_SCHEME)))
+@contextlib.contextmanager
+def _own_mark(folder: DataFolder, public_key: bytes, environ: Mapping[str, str]) -> Iterator[Mark]:
+    """Hold the first mark of *folder* that no replica beside us holds."""
+    for number in itertools.count():
+        path = mark_path(public_key, environ, replica=folder.path / str(number))
+        with contextlib.ExitStack() as stack:
+            try:
+                mark = stack.enter_context(held_mark(path, public_key, shared=True))
+            except ConflictError:
+                if number == MOST_REPLICAS:
+                    raise
+                continue
+            yield mark
+            return
 
 
 def _begin_log(store: Store, keeper: Vault, key: SigningKey) -> LogHead:

@@ -2,7 +2,8 @@
 The custodian's data folder, and what configures a server.
 
     master.key      opens every key in the ledger; keep a copy elsewhere
-    ledger.db       the ledger (SQLite), with -wal and -shm beside it
+    ledger.db       the ledger (SQLite), with -wal and -shm beside it, or
+    database.url    in which PostgreSQL database it is; may hold a password
     admin.token     opens the admin API
     metrics.token   opens /metrics of it, and nothing else
     admin.url       where the running server's admin API listens
@@ -11,7 +12,7 @@ The custodian's data folder, and what configures a server.
     log/            the published transparency log: static files, for everybody
     loan.toml, consumer.key, manifest.toml
                     what `serve --upload` made for borrower and consumer
-    server.lock     held by the running server
+    server.lock     held by the running server, unless its ledger is in PostgreSQL
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class DataFolder:
     @property
     def ledger(self) -> Path:
         return self.path / "ledger.db"
+
+    @property
+    def database_url(self) -> Path:
+        return self.path / "database.url"
 
     @property
     def admin_token(self) -> Path:

@@ -93,9 +93,12 @@ class Stage:
 
     Args:
         folder: empty or new; custodian data, cache, the simulated platform and logs go here.
+        database: URL of an empty PostgreSQL database for the ledger, None for a file in the
+            folder. With one, `serve_custodian` may be called for several replicas.
     """
 
     folder: Path
+    database: str | None = None
     processes: list[Process] = field(default_factory=list)
     custodian_port: int = field(default_factory=free_port)
     admin_port: int = field(default_factory=free_port)
@@ -121,13 +124,17 @@ class Stage:
         }
 
     def run(
-        self, *arguments: str, limit_s: float = COMMAND_LIMIT_S, stdin: bytes | None = None
+        self,
+        *arguments: str,
+        limit_s: float = COMMAND_LIMIT_S,
+        stdin: bytes | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Run ``aigovtool`` with *arguments* to its end."""
         begin = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "aigovtool", *arguments],
-            env=self.environment(),
+            env=self.environment(environment),
             capture_output=True,
             input=stdin,
             timeout=limit_s,
@@ -179,21 +186,36 @@ class Stage:
         return time.monotonic() - begin
 
     def init(self) -> Outcome:
-        """``custodian init --simulated``."""
-        return self.run("custodian", "init", "--data", str(self.data), "--simulated")
+        """``custodian init --simulated``; a database is noted in the data folder for all else."""
+        environment = {} if self.database is None else {"AIGOVTOOL_DATABASE": self.database}
+        return self.run(
+            "custodian", "init", "--data", str(self.data), "--simulated", environment=environment
+        )
 
-    def serve_custodian(self, *more: str) -> Process:
-        """Start ``custodian serve`` and wait until both its ports answer."""
+    def serve_custodian(
+        self,
+        *more: str,
+        name: str = "custodian",
+        port: int | None = None,
+        admin_port: int | None = None,
+    ) -> Process:
+        """
+        Start ``custodian serve`` and wait until both its ports answer.
+
+        Args:
+            name: of the process; each replica has its own, and its own ports.
+        """
+        port, admin_port = port or self.custodian_port, admin_port or self.admin_port
         process = self.start(
-            "custodian",
+            name,
             [
                 "custodian", "serve", "--data", str(self.data),
-                "--listen", f"127.0.0.1:{self.custodian_port}",
-                "--admin-listen", f"127.0.0.1:{self.admin_port}",
+                "--listen", f"127.0.0.1:{port}",
+                "--admin-listen", f"127.0.0.1:{admin_port}",
                 *more,
             ],
         )  # fmt: skip
-        self.wait_for(process, lambda: answers(self.admin_port) and answers(self.custodian_port))
+        self.wait_for(process, lambda: answers(admin_port) and answers(port))
         return process
 
     def serve_enclave(
@@ -233,9 +255,10 @@ class Stage:
             *more,
         ]  # fmt: skip
 
-    def custodian(self, *arguments: str) -> Outcome:
+    def custodian(self, *arguments: str, admin_port: int | None = None) -> Outcome:
         """Run a custodian command against the running custodian, with JSON output."""
-        return self.run("custodian", *arguments, "--data", str(self.data), "--json")
+        admin = () if admin_port is None else ("--admin", f"http://127.0.0.1:{admin_port}")
+        return self.run("custodian", *arguments, *admin, "--data", str(self.data), "--json")
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)

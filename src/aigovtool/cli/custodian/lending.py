@@ -15,6 +15,7 @@ from aigovtool.cli.custodian.remote import (
     V1,
     Remote,
     data_option,
+    database_option,
     hand_out,
     loan_argument,
     loan_option,
@@ -48,6 +49,7 @@ def model() -> None:
 @click.option("--interface", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--model-name", help="Instead of the file's name.")
 @click.option("--model-version", default="1", show_default=True)
+@database_option
 @json_option
 @exits
 def model_seal(
@@ -59,9 +61,13 @@ def model_seal(
     interface: Path | None,
     model_name: str | None,
     model_version: str,
+    database: str | None,
     as_json: bool,
 ) -> None:
-    """Seal an ONNX model and register it, while no server runs on the folder."""
+    """Seal an ONNX model and register it, while no server runs on the folder.
+
+    With the ledger in PostgreSQL servers may run.
+    """
     from aigovtool.clock import SystemClock
     from aigovtool.custodian.api import views
     from aigovtool.custodian.app import open_custodian
@@ -76,6 +82,7 @@ def model_seal(
             environ=os.environ,
             master_key_file=master_key_file,
             mark=mark,
+            database=database,
         ) as app,
         sealing_bar(path) as progress,
     ):

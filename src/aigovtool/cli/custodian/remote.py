@@ -48,6 +48,28 @@ mark_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="What remembers, outside DIR, how far the ledger is. Default: in $XDG_STATE_HOME.",
 )
+
+
+def _no_password(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    from aigovtool.custodian.store.postgres import is_postgres, password_of
+
+    if url is not None and is_postgres(url) and password_of(url):
+        raise click.BadParameter(
+            "everybody on this machine sees a password on the command line; put the URL into"
+            " AIGOVTOOL_DATABASE, or the password into a passfile (~/.pgpass)",
+            ctx=context,
+            param=parameter,
+        )
+    return url
+
+
+database_option = click.option(
+    "--database",
+    metavar="URL",
+    callback=_no_password,
+    help="The ledger: postgresql://USER@HOST/NAME, instead of AIGOVTOOL_DATABASE, what init noted,"
+    " or DIR/ledger.db.",
+)
 reason_option = click.option(
     "--reason", default="", help="Why, for the events and whom it concerns."
 )

@@ -15,6 +15,7 @@ from aigovtool.cli.custodian.group import custodian
 from aigovtool.cli.custodian.remote import (
     POLICY_MEND,
     data_option,
+    database_option,
     mark_option,
     master_key_option,
     sealing_bar,
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Let new loans accept this machine's simulated TEE and the code installed here.",
 )
+@database_option
 @json_option
 @exits
-def init(data: Path, simulated: bool, as_json: bool) -> None:
+def init(data: Path, simulated: bool, database: str | None, as_json: bool) -> None:
     """Make the custodian's keys, database and admin token, once."""
     from aigovtool.clock import SystemClock
     from aigovtool.crypto.signing import fingerprint, format_public_key
@@ -49,7 +51,7 @@ def init(data: Path, simulated: bool, as_json: bool) -> None:
 
     folder, clock = DataFolder(data), SystemClock()
     accept = (_simulated_alternative(clock.now()),) if simulated else ()
-    key = initialise(folder, clock=clock, environ=os.environ, accept=accept)
+    key = initialise(folder, clock=clock, environ=os.environ, accept=accept, database=database)
     if simulated:
         warn_simulated()
     if as_json:
@@ -99,8 +101,8 @@ def _simulated_alternative(now: datetime) -> Any:
     help="PEM; needed when the admin API does not listen on loopback.",
 )
 @click.option("--admin-tls-key", type=click.Path(path_type=Path, dir_okay=False), help="Its key.")
-@click.option("--database", metavar="URL", help="The ledger, instead of DIR/ledger.db.")
 @mark_option
+@database_option
 @click.option(
     "--upload",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -8,7 +8,7 @@ The translation is mechanical, so that a schema and its queries exist once:
   some out;
 - ``:name`` is ``%(name)s``, and a ``%`` is doubled;
 - a trigger that refuses, written ``CREATE TRIGGER name BEFORE … BEGIN SELECT RAISE(ABORT, 'why');
-  END;``, calls the function `REFUSING`; what may not be deleted may not be truncated either.
+  END;``, calls the function `ledger_refuses`; what may not be deleted may not be truncated either.
 
 No other trigger can be translated, and a file that has one is refused when it is loaded.
 """
@@ -19,12 +19,17 @@ import re
 
 from aigovtool.errors import PromiseBrokenError
 
-REFUSING = """CREATE FUNCTION ledger_refuses() RETURNS trigger LANGUAGE plpgsql AS $$
+FIRST = """CREATE TABLE ledger_schema (
+    only_one BIGINT PRIMARY KEY CHECK (only_one = 1),
+    version BIGINT NOT NULL
+);
+INSERT INTO ledger_schema VALUES (1, 0);
+CREATE FUNCTION ledger_refuses() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation', MESSAGE = TG_ARGV[0];
 END $$;
 """
-"""Made before the first migration; it raises what `psycopg` calls an `IntegrityError`."""
+"""Before the first migration: its number, and what triggers call (psycopg's IntegrityError)."""
 
 _WORDS = {
     re.compile(r"\bINTEGER PRIMARY KEY AUTOINCREMENT\b"): (

@@ -96,28 +96,27 @@ class PostgresStore:
     @classmethod
     def create(cls, url: str) -> PostgresStore:
         """
-        Make a new, empty ledger in a database that has none.
+        Make a new, empty ledger in a database that has none, or has one that belongs to nobody:
+        making it was cut off before its custodian was written.
 
         Raises:
-            ConflictError: there is one.
+            ConflictError: there is a custodian's.
             ConfigurationError: the database cannot be used.
             UnavailableError: it cannot be reached.
         """
         store = cls(url)
         with store._deciding_on_schema() as connection:
-            if _schema(connection) is not None:
+            version = _schema(connection)
+            if version is None:
+                version = 0
+                connection.execute(dialect.FIRST, prepare=False)
+            elif PostgresView(connection).custodian() is not None:
                 raise ConflictError(
                     "there is a ledger in this database already",
                     code="ledger.taken",
                     mend="name an empty database; a ledger is never replaced",
                 )
-            connection.execute(dialect.REFUSING)
-            connection.execute(
-                "CREATE TABLE ledger_schema (only_one BIGINT PRIMARY KEY CHECK (only_one = 1),"
-                " version BIGINT NOT NULL); INSERT INTO ledger_schema VALUES (1, 0)",
-                prepare=False,
-            )
-            _migrate(connection, 0)
+            _migrate(connection, version)
         return store
 
     @classmethod
@@ -269,6 +268,12 @@ def checked_url(url: str) -> str:
     return make_conninfo("", **{**_CONNECTION, **given})
 
 
+def password_of(url: str) -> str | None:
+    """Return the password in *url*; raises ConfigurationError as `checked_url`."""
+    password = conninfo_to_dict(checked_url(url)).get("password")
+    return None if password is None else str(password)
+
+
 def connect(url: str) -> Connection:
     """
     Return a new connection in autocommit, with our settings.
@@ -394,6 +399,6 @@ def _error_of(error: psycopg.Error) -> AIGovToolError:
 
 
 def _without_password(text: str, url: str) -> str:
-    password = conninfo_to_dict(url).get("password")
+    password = password_of(url)
     line = " ".join(text.split())
-    return line.replace(str(password), "…") if password else line
+    return line.replace(password, "…") if password else line
