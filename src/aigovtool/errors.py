@@ -141,6 +141,12 @@ class BadTensorError(RefusedError):
     code = "bad_tensor"
 
 
+class KeyReusedError(RefusedError):
+    """An Idempotency-Key that stood for another query."""
+
+    code = "idempotency.other"
+
+
 class BudgetExhaustedError(RefusedError):
     """No credit is left; a grant would mend it."""
 

@@ -21,8 +21,10 @@ from aigovtool.errors import (
     BlockedError,
     ConfigurationError,
     ConflictError,
+    KeyReusedError,
     MalformedError,
     UnauthenticatedError,
+    UnavailableError,
 )
 from aigovtool.ids import ConsumerId, sha256
 from aigovtool.wire.codec import open_signed
@@ -68,29 +70,129 @@ async def _reply(text: bytes, *, charged: bool = True) -> tuple[Reply, bool]:
     return Reply(200, (), (text,)), charged
 
 
+class Hands:
+    """A clock that stands still until it is moved."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def make_replays(clock: Hands | None = None, *, max_bytes: int = 1000) -> Replays:
+    return Replays(keep_s=10, max_bytes=max_bytes, now_s=clock or Hands())
+
+
 async def test_an_answer_is_forgotten_after_its_time() -> None:
-    replays = Replays(keep_s=10, max_bytes=1000)
-    first = await replays.once(ALICE, b"k", b"body", 0.0, lambda: _reply(b"one"))
-    again = await replays.once(ALICE, b"k", b"body", 9.0, lambda: _reply(b"two"))
-    later = await replays.once(ALICE, b"k", b"body", 10.0, lambda: _reply(b"three"))
+    clock = Hands()
+    replays = make_replays(clock)
+    first = await replays.once(ALICE, b"k", b"body", lambda: _reply(b"one"))
+    clock.now_s = 9.0
+    again = await replays.once(ALICE, b"k", b"body", lambda: _reply(b"two"))
+    clock.now_s = 10.0
+    later = await replays.once(ALICE, b"k", b"body", lambda: _reply(b"three"))
     assert [first.chunks, again.chunks, later.chunks] == [(b"one",), (b"one",), (b"three",)]
+    assert [(b"aigovtool-replayed", b"1") in one.headers for one in (first, again, later)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+async def test_the_time_begins_when_the_answer_is_there() -> None:
+    clock = Hands()
+    replays = make_replays(clock)
+
+    async def slowly() -> tuple[Reply, bool]:
+        clock.now_s = 600.0  # it waited for credits as long as the window, and more
+        return await _reply(b"one")
+
+    await replays.once(ALICE, b"k", b"", slowly)
+    clock.now_s = 609.0
+    again = await replays.once(ALICE, b"k", b"", lambda: _reply(b"charged again"))
+    assert again.chunks == (b"one",)
+
+
+async def test_a_key_is_its_consumers_own_and_stands_for_one_body() -> None:
+    replays = make_replays()
+    await replays.once(ALICE, b"k", b"one", lambda: _reply(b"alice"))
+    with pytest.raises(KeyReusedError):
+        await replays.once(ALICE, b"k", b"two", lambda: _reply(b"never"))
+    assert (await replays.once(BOB, b"k", b"two", lambda: _reply(b"bob"))).chunks == (b"bob",)
+
+
+async def test_a_retry_of_one_that_failed_uncharged_takes_its_place() -> None:
+    replays, release = make_replays(), asyncio.Event()
+
+    async def fails() -> tuple[Reply, bool]:
+        await release.wait()
+        raise UnavailableError("no lease in time")
+
+    first = asyncio.create_task(replays.once(ALICE, b"k", b"", fails))
+    await asyncio.sleep(0)
+    others = [
+        asyncio.create_task(replays.once(ALICE, b"k", b"", lambda i=i: _reply(b"%d" % i)))
+        for i in range(3)
+    ]
+    await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(UnavailableError):
+        await first
+    assert len({(await one).chunks for one in others}) == 1
+
+
+async def test_one_whose_task_is_cancelled_in_its_charge_is_not_charged_again() -> None:
+    replays = make_replays()
+
+    async def cut() -> tuple[Reply, bool]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    first = asyncio.create_task(replays.once(ALICE, b"k", b"", cut))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait({first})
+    with pytest.raises(ConflictError, match="no longer kept"):
+        await replays.once(ALICE, b"k", b"", lambda: _reply(b"never"))
 
 
 async def test_an_answer_that_was_let_go_for_room_is_not_computed_again() -> None:
-    replays = Replays(keep_s=10, max_bytes=1000)
-    await replays.once(ALICE, b"old", b"", 0.0, lambda: _reply(b"x" * 800))
-    await replays.once(ALICE, b"new", b"", 0.0, lambda: _reply(b"y" * 800))
+    replays = make_replays()
+    await replays.once(ALICE, b"old", b"", lambda: _reply(b"x" * 800))
+    await replays.once(ALICE, b"new", b"", lambda: _reply(b"y" * 800))
     with pytest.raises(ConflictError, match="no longer kept"):
-        await replays.once(ALICE, b"old", b"", 1.0, lambda: _reply(b"never"))
-    kept = await replays.once(ALICE, b"new", b"", 1.0, lambda: _reply(b"never"))
+        await replays.once(ALICE, b"old", b"", lambda: _reply(b"never"))
+    kept = await replays.once(ALICE, b"new", b"", lambda: _reply(b"never"))
     assert kept.chunks == (b"y" * 800,)
 
 
+async def test_ones_own_answers_make_room_before_those_of_others() -> None:
+    replays = make_replays()
+    await replays.once(BOB, b"k", b"", lambda: _reply(b"b" * 400))
+    for number in range(20):
+        await replays.once(ALICE, b"%d" % number, b"", lambda: _reply(b"a" * 400))
+    kept = await replays.once(BOB, b"k", b"", lambda: _reply(b"never"))
+    assert kept.chunks == (b"b" * 400,)
+
+
+async def test_one_consumer_cannot_have_all_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aigovtool.enclave.api.replay.MAX_REMEMBERED_EACH", 3)
+    clock = Hands()
+    replays = make_replays(clock)
+    for number in range(3):
+        await replays.once(ALICE, b"%d" % number, b"", lambda: _reply(b"a"))
+    with pytest.raises(UnavailableError):
+        await replays.once(ALICE, b"3", b"", lambda: _reply(b"never"))
+    await replays.once(BOB, b"k", b"", lambda: _reply(b"b"))
+    clock.now_s = 10.0
+    await replays.once(ALICE, b"3", b"", lambda: _reply(b"a"))
+
+
 async def test_a_key_is_bounded() -> None:
-    replays = Replays(keep_s=10, max_bytes=1000)
+    replays = make_replays()
     for key in (b"", b"k" * 256):
         with pytest.raises(MalformedError):
-            await replays.once(ALICE, key, b"", 0.0, lambda: _reply(b"never"))
+            await replays.once(ALICE, key, b"", lambda: _reply(b"never"))
 
 
 @given(

@@ -29,7 +29,7 @@ from aigovtool.wire.receipt import NO_RECEIPT_BEFORE, Receipt, Refund, from_head
 from . import models
 from .conftest import RunningEnclave, query, running_enclave
 from .custodian import FakeCustodian
-from .test_control import in_flight, slow_enclave
+from .test_control import SLOW, in_flight, slow_enclave
 
 ALICE, BOB = ConsumerId("con_alice"), ConsumerId("con_bob")
 LOAN, SESSION, KEY = LoanId("loan_x"), SessionId("ses_x"), SigningKey.generate()
@@ -382,3 +382,22 @@ async def test_who_leaves_during_its_computation_pays_and_the_thread_is_free(
         custodian = enclave.custodian
         assert custodian.spent == 1
         assert not any(one.refunded for one in custodian.settlements)
+
+
+async def test_who_comes_back_with_its_key_gets_the_answer_and_pays_once(
+    key: SigningKey, tmp_path: Path
+) -> None:
+    model = models.sealed(tmp_path, key, models.slow(steps=300_000))
+    async with (
+        FakeCustodian(key, model, budget=10) as custodian,
+        running_enclave(custodian, compute_threads=1) as enclave,
+    ):
+        first = asyncio.create_task(enclave.infer(body=SLOW, Idempotency_Key="k"))
+        async with asyncio.timeout(10):
+            while (await enclave.get("/v1/budget", custodian.alice))[1]["remaining"] != 9:
+                pass
+        await hang_up(first)
+        status, _, headers = await enclave.infer(body=SLOW, Idempotency_Key="k")
+        assert (status, headers["Aigovtool-Replayed"]) == (200, "1")
+        assert (await settle(enclave)).spent == 1
+        assert receipts_of(headers)[0].number == 1

@@ -77,7 +77,9 @@ class Infer:
         )
         self._clock = clock
         self._room = BodyRoom(limits.max_bodies_bytes)
-        self._replays = Replays(keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes)
+        self._replays = Replays(
+            keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes, now_s=clock.monotonic_s
+        )
 
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
         """Answer a query; raises what refuses it before its consumer is known."""
@@ -97,7 +99,6 @@ class Infer:
                 consumer,
                 key,
                 request.headers.get(_HEADER_LENGTH, b"") + b"\n" + body,
-                self._clock.monotonic_s(),
                 lambda: self._answer(request, body, session, model, consumer),
             )
         except AIGovToolError as error:
