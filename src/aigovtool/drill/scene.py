@@ -17,9 +17,10 @@ from aigovtool.attestation.policy import parse_policy
 from aigovtool.clock import SystemClock
 from aigovtool.custodian.admin_client import AdminClient
 from aigovtool.custodian.api.views import LoanView
-from aigovtool.custodian.app import open_custodian, open_store
+from aigovtool.custodian.app import open_custodian
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.data import DataFolder
+from aigovtool.custodian.databases import database_of, open_ledger
 from aigovtool.custodian.lend import lend
 from aigovtool.custodian.records import LeaseRow, LoanTerms
 from aigovtool.custodian.store.base import Reading
@@ -117,8 +118,7 @@ class Scene:
 
     def start_custodian(self, *more: str) -> Process:
         """Start it again, as an operator would."""
-        database = [] if self.database is None else ["--database", self.database]
-        self.custodian = self.stage.serve_custodian("--log-level", "warning", *database, *more)
+        self.custodian = self.stage.serve_custodian("--log-level", "warning", *more)
         return self.custodian
 
     def add_enclave(self, *, environment: Mapping[str, str] | None = None) -> Enclave:
@@ -212,7 +212,7 @@ class Scene:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[Reading]:
-        store = open_store(self.folder, self.database)
+        store = open_ledger(database_of(self.folder, self.database, self.stage.environment()))
         try:
             with store.read() as tx:
                 yield tx
@@ -229,7 +229,7 @@ def open_scene(
     database: str | None = None,
 ) -> Iterator[Scene]:
     """Make a custodian in *folder*; every process and wire of the scene ends with the block."""
-    with Background() as background, Stage(folder) as stage:
+    with Background() as background, Stage(folder, database=database) as stage:
         made = stage.init()
         if made.code:
             raise UnavailableError("the custodian could not be made", came=made.stderr[-500:])
