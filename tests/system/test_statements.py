@@ -25,6 +25,7 @@ from aigovtool.wire.codec import decode, encode, sign
 from aigovtool.wire.control import Settlement
 from aigovtool.wire.receipt import Receipt, from_header, to_header
 from aigovtool.wire.statement import Statement, read_file
+from aigovtool.wire.ticket import read_ticket
 
 QUERIES = 6
 
@@ -46,6 +47,8 @@ def test_everybody_can_prove_it_offline(tmp_path: Path) -> None:
             done = stage.run(*stage.client("query", port, "--input", str(np_file)))
             assert done.code == 0, done.stderr
         until_settled(stage, QUERIES)
+        assert stage.custodian("grant", "5").code == 0
+        until(lambda: kinds(stage).count("grant.seen") == 2)
         loan = stage.custodian("loan", "list").json()[0]["loan"]
         assert stage.custodian("loan", "stop", loan, "--reason", "the end").code == 0
         until(lambda: "session.stop_proof" in kinds(stage))
@@ -57,10 +60,27 @@ def test_everybody_can_prove_it_offline(tmp_path: Path) -> None:
         custodian.terminate()
 
         # everybody else is gone: the rest needs the files alone
+        grants_and_log_hold(stage)
         receipts = receipts_hold(stage)
         statement_holds(stage, file, receipts)
         forged_receipts_are_named(stage, receipts)
         forged_statements_are_named(stage, file, receipts)
+
+
+def grants_and_log_hold(stage: Stage) -> None:
+    """The notices kept prove 105 credits; the log is whole, and has the counter-signatures."""
+    ticket = stage.data / "loan.toml"
+    proves = ("enclave", "grants", "--cache", str(stage.folder / "enclave-cache"),
+              "--ticket", str(ticket), "--json")  # fmt: skip
+    told = stage.run(*proves).json()
+    assert [(each["notices"], each["granted"]) for each in told["loans"]] == [(2, 105)]
+    denied = stage.run(*proves, "--said", "100")
+    assert (denied.code, denied.json()["loans"][0]["faults"][0]["code"]) == (1, "grant.withheld")
+    key = read_ticket(ticket).custodian_key
+    checked = stage.run(
+        "log", "check", str(stage.data / "log"), "--custodian-key", key, "--json"
+    ).json()
+    assert (checked["whole"], checked["kinds"]["grant.seen"]) == (True, 2)
 
 
 def receipts_hold(stage: Stage) -> Path:

@@ -285,3 +285,53 @@ def measure(*, tee: str, as_json: bool) -> None:
         return
     for name, value in claims_as_rows(claims):
         click.echo(f"{name} = {value}")
+
+
+@enclave.command()
+@click.option(
+    "--cache",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The cache folder of an enclave, in which it kept what the custodian signed.",
+)
+@click.option(
+    "--ticket",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The loan ticket: whose signature must hold.",
+)
+@click.option(
+    "--said", type=click.IntRange(min=0), help="Credits that the custodian says it has granted."
+)
+@json_option
+@exits
+def grants(*, cache: Path, ticket: Path, said: int | None, as_json: bool) -> None:
+    """
+    Prove what the custodian granted, from its own signatures, without it.
+
+    With --said, that it says less than it signed: grants withheld. Exit code 1 then, and for
+    notices that contradict each other; the kept files are the proof.
+    """
+    import sys
+
+    from aigovtool.cli.output import REFUSED, result
+    from aigovtool.crypto.signing import parse_public_key
+    from aigovtool.enclave.grants import check_kept
+    from aigovtool.wire.ticket import read_ticket
+
+    key = parse_public_key(read_ticket(ticket).custodian_key)
+    accounts = check_kept(cache, key, said=said)
+    faults = [fault for account in accounts for fault in account.faults]
+    if as_json:
+        print_json({"proven": not faults, "loans": accounts})
+    else:
+        for account in accounts:
+            result.print(
+                f"{account.loan}: {account.granted} credits granted, "
+                f"by {account.notices} notices that the custodian signed",
+                markup=False,
+            )
+        for fault in faults:
+            result.print(f"fault {fault.code}: {str(fault)!a}", style="bold red")
+    if faults:
+        sys.exit(REFUSED)

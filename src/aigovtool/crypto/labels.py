@@ -32,3 +32,5 @@ class Label(bytes, Enum):
     LOG_KEY = b"aigovtool/v1/log-key"
     LOG_KEY_AT_REST = b"aigovtool/v1/log-key-at-rest"
     LOG_OPENING = b"aigovtool/v1/log-opening"
+    GRANT_NOTICE = b"aigovtool/v1/grant-notice"
+    GRANT_SEEN = b"aigovtool/v1/grant-seen"

@@ -47,6 +47,7 @@ from aigovtool.custodian.log_files import FolderDisk, LogFiles
 from aigovtool.custodian.logbook import Logbook, new_log_head, new_log_key
 from aigovtool.custodian.mark import Mark, held_mark, mark_path
 from aigovtool.custodian.metrics import Metrics
+from aigovtool.custodian.notices import Notices
 from aigovtool.custodian.reattestation import Reattestation
 from aigovtool.custodian.records import Custodian, LogHead
 from aigovtool.custodian.release import Releasing
@@ -92,6 +93,7 @@ class App:
     accounting: Accounting
     uploads: Uploads
     logbook: Logbook
+    notices: Notices
     reports: ThreadPoolExecutor
     pool: ThreadPoolExecutor
 
@@ -364,6 +366,7 @@ def _build(
         accounting=Accounting(ledger=ledger, key=key),
         reattestation=Reattestation(ledger=ledger, appraiser=appraiser),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
+        notices=Notices(ledger=ledger, key=key, publisher=hub),
         logbook=Logbook(
             store=store,
             files=LogFiles(disk=FolderDisk(folder.log), verifier=log_key.verifier),

@@ -359,6 +359,38 @@ class PeriodRow:
     created: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldGrant:
+    """
+    A grant as the borrower is told of it.
+
+    Args:
+        number: of the grant in the ledger.
+        place: which grant of its loan it is, from 1.
+        granted: credits that grants made for the loan up to it, itself with them.
+    """
+
+    number: int
+    place: int
+    loan: LoanId
+    consumer: ConsumerId | None
+    credits: int
+    kind: GrantKind
+    granted: int
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantSeenRow:
+    """An enclave's counter-signature under the notice of a grant, kept as it came."""
+
+    number: int
+    session: SessionId
+    payload: bytes
+    signature: bytes
+    received: datetime
+
+
 class RequestState(StrEnum):
     """What a person decided."""
 

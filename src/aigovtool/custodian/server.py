@@ -182,6 +182,7 @@ class Server:
                     await off_loop(self._app.reports, self._app.sessions.sweep)
                     await off_loop(self._app.reports, self._app.consumers.sweep)
                     await off_loop(self._app.reports, self._app.reattestation.sweep)
+                await off_loop(self._app.pool, self._app.notices.sweep)
             except AIGovToolError as error:  # a full disk must not end the server
                 _log.error("the sweep failed: %s", error, extra=event("sweep.failed"))
             except Exception:  # noqa: BLE001 - nor must our own fault: stop and block must work on

@@ -119,6 +119,7 @@ async def serve(
                 loan=ticket.loan,
                 max_waiting=(limits.max_waiting, limits.max_waiting_each),
                 clock=clock,
+                cache=config.cache,
             )
             async with scraped(metrics, config, keys):
                 on_listening(address)

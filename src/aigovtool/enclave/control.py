@@ -34,6 +34,7 @@ from aigovtool.wire.codec import sign
 from aigovtool.wire.control import (
     CreditsFreed,
     FromCustodian,
+    GrantMade,
     LoanChanged,
     MoreDecided,
     ReattestWanted,
@@ -155,6 +156,7 @@ class Conversation:
                 )
             self._session.renewal.lost()
             self._reattestation.forget()
+            self._session.grants.forget()
             if self._ending is not None and (delivered or self._forgotten):
                 await self._host.wipe()
                 return self._ending
@@ -230,6 +232,7 @@ class Conversation:
             asyncio.create_task(self._read(socket)),
             asyncio.create_task(self._write(socket)),
             asyncio.create_task(self._reattestation.answer(socket.send)),
+            asyncio.create_task(self._session.grants.answer(socket.send)),
             asyncio.create_task(self._expire()),
             asyncio.create_task(self._until_ended()),
         ]
@@ -293,6 +296,8 @@ class Conversation:
                 renewal.freed(message.left)
             case MoreDecided():
                 renewal.decided(message, self._clock.monotonic_s())
+            case GrantMade():
+                self._session.grants.take(message)
             case ReattestWanted():
                 self._reattestation.want(message)
             case ShuttingDown():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from aigovtool.clock import Clock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.api.turnstile import Turnstile
 from aigovtool.enclave.enrolment import Enrolment
+from aigovtool.enclave.grants import GrantsKept
 from aigovtool.enclave.meter import Meter
 from aigovtool.enclave.receipts import Receipts
 from aigovtool.enclave.renewal import Renewal
@@ -28,6 +30,7 @@ class Session:
     Args:
         max_waiting: queries that may wait for credits, of all consumers and of each.
         wake: called when the control conversation has something to say.
+        cache: folder in which notices of grants are kept, or None.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Session:
         max_waiting: tuple[int, int],
         clock: Clock,
         wake: Callable[[], None],
+        cache: Path | None = None,
     ) -> None:
         self.loan = loan
         self.id = enrolment.session
@@ -53,6 +57,13 @@ class Session:
             model_digest=enrolment.verified.digest,
             key=key,
             clock=clock,
+        )
+        self.grants = GrantsKept(
+            folder=cache,
+            loan=loan,
+            session=enrolment.session,
+            key=key,
+            custodian_key=self.custodian_key,
         )
         self.till = Till(Meter(), self.receipts)
         self.turnstile = Turnstile(clock)

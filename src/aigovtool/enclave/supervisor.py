@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.attester.base import Attester
@@ -49,6 +50,7 @@ class Supervisor:
         loan: LoanId,
         max_waiting: tuple[int, int],
         clock: Clock,
+        cache: Path | None = None,
     ) -> None:
         self._enclave = enclave
         self._client = client
@@ -58,6 +60,7 @@ class Supervisor:
         self._loan = loan
         self._max_waiting = max_waiting
         self._clock = clock
+        self._cache = cache
         self._conversation: Conversation | None = None
         self._running: asyncio.Task[None] | None = None
         self._said = ""
@@ -143,6 +146,7 @@ class Supervisor:
             max_waiting=self._max_waiting,
             clock=self._clock,
             wake=wakeup.set,
+            cache=self._cache,
         )
         loading = asyncio.create_task(self._load(enrolment))
         enclave.begin(session, loading)

@@ -188,7 +188,13 @@ class Reattest(Message, frozen=True, kw_only=True, tag="reattest"):
     endorsements: Documents
 
 
-FromEnclave: TypeAlias = Report | MoreWanted | Stopped | Reattest
+class GrantSeenBy(Message, frozen=True, kw_only=True, tag="grant-seen"):
+    """`seen` is a `grants.GrantSeen`, signed by the session (`Label.GRANT_SEEN`)."""
+
+    seen: Signed
+
+
+FromEnclave: TypeAlias = Report | MoreWanted | Stopped | Reattest | GrantSeenBy
 
 
 # --- custodian to enclave --------------------------------------------------------------------
@@ -289,6 +295,12 @@ class MoreDecided(Message, frozen=True, kw_only=True, tag="more-decided"):
     age_s: float = 0.0
 
 
+class GrantMade(Message, frozen=True, kw_only=True, tag="grant-made"):
+    """`notice` is a `grants.GrantNotice`, signed by the custodian (`Label.GRANT_NOTICE`)."""
+
+    notice: Signed
+
+
 class ReattestWanted(Message, frozen=True, kw_only=True, tag="reattest-wanted"):
     """Prove again what you are, for this nonce of 32 bytes; without it no lease is renewed."""
 
@@ -316,6 +328,7 @@ FromCustodian: TypeAlias = (
     | TermsChanged
     | CreditsFreed
     | MoreDecided
+    | GrantMade
     | ReattestWanted
     | SessionEnded
     | ShuttingDown

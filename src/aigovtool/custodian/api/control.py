@@ -41,6 +41,7 @@ from aigovtool.wire.control import (
     ControlChallenge,
     FromCustodian,
     FromEnclave,
+    GrantSeenBy,
     Hello,
     MoreWanted,
     Reattest,
@@ -158,6 +159,9 @@ class Control:
             await off_loop(
                 self._app.reports, lambda: self._app.reattestation.connected(session.session)
             )
+            await off_loop(
+                self._app.pool, lambda: self._app.notices.connected(session.loan, session.session)
+            )
         reading = asyncio.create_task(self._read(socket, connection, settle_only=settle_only))
         writing = asyncio.create_task(_write(socket, connection))
         try:
@@ -212,6 +216,8 @@ class Control:
             case Reattest():
                 # an appraisal takes milliseconds, which reports need not wait for
                 await off_loop(app.pool, lambda: app.reattestation.answer(session, message))
+            case GrantSeenBy():
+                await off_loop(app.pool, lambda: app.notices.seen(session, message.seen))
             case Stopped():
                 await off_loop(app.reports, lambda: app.sessions.stopped(session, message.proof))
                 return False

@@ -37,6 +37,7 @@ from aigovtool.custodian.records import (
     DeliveryState,
     Event,
     GrantRow,
+    GrantSeenRow,
     HandedIn,
     Hold,
     LeaseAccount,
@@ -53,6 +54,7 @@ from aigovtool.custodian.records import (
     SettlementRow,
     Standing,
     StopProofRow,
+    ToldGrant,
     Webhook,
     WebhookId,
 )
@@ -236,6 +238,25 @@ class Reading(Protocol):
         """Return the newest events, the newest first."""
         ...
 
+    def last_grant(self) -> int:
+        """Return the highest number of a grant, 0 before the first."""
+        ...
+
+    def grants_after(self, after: int, limit: int) -> Sequence[ToldGrant]:
+        """Return grants of all loans from a number on, the oldest first."""
+        ...
+
+    def unseen_grants(self, loan: LoanId, limit: int) -> Sequence[ToldGrant]:
+        """Return grants of the loan that no enclave has counter-signed, the oldest first."""
+        ...
+
+    def told_grants(self, loan: LoanId, limit: int) -> Sequence[ToldGrant]:
+        """Return the grants of the loan, the newest first."""
+        ...
+
+    def told_grant(self, number: int) -> ToldGrant | None: ...
+    def grant_seen(self, number: int) -> GrantSeenRow | None: ...
+
     def log_head(self) -> LogHead | None: ...
 
     def events_to_log(self, limit: int) -> Sequence[Event]:
@@ -390,6 +411,8 @@ class Writing(Reading, Protocol):
     def lift_hold(self) -> None: ...
     def insert_handed_in(self, row: HandedIn) -> None: ...
     def forget_handed_in(self) -> None: ...
+
+    def insert_grant_seen(self, row: GrantSeenRow) -> None: ...
 
     def insert_log_head(self, row: LogHead) -> None: ...
 

@@ -27,6 +27,7 @@ from aigovtool.custodian.records import (
     Event,
     GrantKind,
     GrantRow,
+    GrantSeenRow,
     HandedIn,
     Hold,
     LeaseAccount,
@@ -44,6 +45,7 @@ from aigovtool.custodian.records import (
     Session,
     Standing,
     StopProofRow,
+    ToldGrant,
     Webhook,
 )
 from aigovtool.ids import ConsumerId
@@ -673,4 +675,37 @@ def delivery_of(row: Row) -> Delivery:
         tries=row["tries"],
         state=DeliveryState(row["state"]),
         answer=row["answer"],
+    )
+
+
+def told_grant_of(row: Row) -> ToldGrant:
+    return ToldGrant(
+        number=row["number"],
+        place=row["place"],
+        loan=row["loan"],
+        consumer=row["consumer"],
+        credits=row["credits"],
+        kind=GrantKind(row["kind"]),
+        granted=int(row["granted"]),
+        created=from_us(row["created_us"]),
+    )
+
+
+def grant_seen_values(row: GrantSeenRow) -> Values:
+    return {
+        "number": row.number,
+        "session": row.session,
+        "payload": row.payload,
+        "signature": row.signature,
+        "received_us": to_us(row.received),
+    }
+
+
+def grant_seen_of(row: Row) -> GrantSeenRow:
+    return GrantSeenRow(
+        number=row["number"],
+        session=row["session"],
+        payload=row["payload"],
+        signature=row["signature"],
+        received=from_us(row["received_us"]),
     )

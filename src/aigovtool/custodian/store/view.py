@@ -23,6 +23,7 @@ from aigovtool.custodian.records import (
     DeliveryState,
     Event,
     GrantRow,
+    GrantSeenRow,
     HandedIn,
     Hold,
     LeaseAccount,
@@ -39,6 +40,7 @@ from aigovtool.custodian.records import (
     SettlementRow,
     Standing,
     StopProofRow,
+    ToldGrant,
     Webhook,
     WebhookId,
 )
@@ -326,6 +328,29 @@ class View(ABC):
     def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
         return [rows.event_of(row) for row in self._all("last_events", loan=loan, limit=limit)]
 
+    def last_grant(self) -> int:
+        return int(self._just_one("last_grant")["number"])
+
+    def grants_after(self, after: int, limit: int) -> Sequence[ToldGrant]:
+        found = self._all("grants_after", after=after, limit=limit)
+        return [rows.told_grant_of(row) for row in found]
+
+    def unseen_grants(self, loan: LoanId, limit: int) -> Sequence[ToldGrant]:
+        found = self._all("unseen_grants", loan=loan, limit=limit)
+        return [rows.told_grant_of(row) for row in found]
+
+    def told_grants(self, loan: LoanId, limit: int) -> Sequence[ToldGrant]:
+        found = self._all("told_grants", loan=loan, limit=limit)
+        return [rows.told_grant_of(row) for row in found]
+
+    def told_grant(self, number: int) -> ToldGrant | None:
+        row = self._one("told_grant", number=number)
+        return None if row is None else rows.told_grant_of(row)
+
+    def grant_seen(self, number: int) -> GrantSeenRow | None:
+        row = self._one("grant_seen", number=number)
+        return None if row is None else rows.grant_seen_of(row)
+
     def log_head(self) -> LogHead | None:
         row = self._one("log_head")
         return None if row is None else rows.log_head_of(row)
@@ -611,6 +636,9 @@ class View(ABC):
 
     def forget_handed_in(self) -> None:
         self._run("forget_handed_in")
+
+    def insert_grant_seen(self, row: GrantSeenRow) -> None:
+        self._run("insert_grant_seen", **rows.grant_seen_values(row))
 
     def insert_log_head(self, row: LogHead) -> None:
         self._run("insert_log_head", **rows.log_head_values(row))

@@ -766,3 +766,58 @@ ON CONFLICT (loan) DO UPDATE SET credits = excluded.credits, low = excluded.low;
 -- name: drop_low_mark
 -- No such limit any more.
 DELETE FROM low_marks WHERE loan = :loan;
+
+-- name: last_grant
+-- The highest number of a grant.
+SELECT coalesce(max(number), 0) AS number FROM grants;
+
+-- name: grants_after
+-- Grants from a number on, each with its place in its loan and the credits made up to it.
+SELECT number, loan, consumer, credits, kind, created_us,
+    (SELECT count(*) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.number <= grants.number) AS place,
+    (SELECT coalesce(sum(before.credits), 0) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.consumer IS NULL
+        AND before.number <= grants.number) AS granted
+FROM grants WHERE number > :after ORDER BY number LIMIT :limit;
+
+-- name: unseen_grants
+-- Grants of a loan that no enclave has counter-signed.
+SELECT number, loan, consumer, credits, kind, created_us,
+    (SELECT count(*) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.number <= grants.number) AS place,
+    (SELECT coalesce(sum(before.credits), 0) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.consumer IS NULL
+        AND before.number <= grants.number) AS granted
+FROM grants WHERE loan = :loan
+    AND NOT EXISTS (SELECT 1 FROM grant_seen WHERE grant_seen.number = grants.number)
+ORDER BY number LIMIT :limit;
+
+-- name: told_grants
+-- The grants of a loan as the borrower is told of them, the newest first.
+SELECT number, loan, consumer, credits, kind, created_us,
+    (SELECT count(*) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.number <= grants.number) AS place,
+    (SELECT coalesce(sum(before.credits), 0) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.consumer IS NULL
+        AND before.number <= grants.number) AS granted
+FROM grants WHERE loan = :loan ORDER BY number DESC LIMIT :limit;
+
+-- name: told_grant
+-- One grant.
+SELECT number, loan, consumer, credits, kind, created_us,
+    (SELECT count(*) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.number <= grants.number) AS place,
+    (SELECT coalesce(sum(before.credits), 0) FROM grants AS before
+        WHERE before.loan = grants.loan AND before.consumer IS NULL
+        AND before.number <= grants.number) AS granted
+FROM grants WHERE number = :number;
+
+-- name: grant_seen
+-- The counter-signature under the notice of a grant.
+SELECT number, session, payload, signature, received_us FROM grant_seen WHERE number = :number;
+
+-- name: insert_grant_seen
+-- Keep the counter-signature under the notice of a grant.
+INSERT INTO grant_seen (number, session, payload, signature, received_us)
+VALUES (:number, :session, :payload, :signature, :received_us);
