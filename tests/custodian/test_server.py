@@ -18,6 +18,7 @@ from aigovtool.wire.codec import Signed, decode, encode, sign
 from aigovtool.wire.control import (
     ControlChallenge,
     FromCustodian,
+    GrantMade,
     Hello,
     LoanChanged,
     MoreDecided,
@@ -78,9 +79,13 @@ class Peer:
         await self.socket.send_str(encode(message).decode())
 
     async def next(self) -> FromCustodian:
-        frame = await asyncio.wait_for(self.socket.receive(), 10)
-        assert frame.type is aiohttp.WSMsgType.TEXT, frame
-        return decode(frame.data, FromCustodian)  # type: ignore[no-any-return]
+        """The next message, but for notices of grants, which come when they come."""
+        while True:
+            frame = await asyncio.wait_for(self.socket.receive(), 10)
+            assert frame.type is aiohttp.WSMsgType.TEXT, frame
+            message: FromCustodian = decode(frame.data, FromCustodian)
+            if not isinstance(message, GrantMade):
+                return message
 
     async def next_of(self, kind: type) -> FromCustodian:
         while not isinstance(message := await self.next(), kind):

@@ -4,7 +4,8 @@ Telling the borrower of grants, and keeping its counter-signatures.
 Rule 1: a grant is told within a second to every enclave of its loan that is connected here, and
         after a connection, until one has counter-signed it.
 Rule 2: a notice is made anew from the ledger whenever it is told; it is the same each time.
-Rule 3: the first counter-signature stays. It is an event, and so it is in the log.
+Rule 3: while the ledger is held nothing is told: an older copy may lack grants, or have others.
+Rule 4: the first counter-signature stays. It is an event, and so it is in the log.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Notices:
 
     def sweep(self) -> None:
         """Tell the enclaves that are connected here of grants that are new, made by whomever."""
+        if self._ledger.held is not None:
+            return
         with self._sweeping:
             with self._ledger.read() as tx:
                 new = tx.grants_after(self._told, MAX_NOTICES)
@@ -63,6 +66,8 @@ class Notices:
 
     def connected(self, loan: LoanId, session: SessionId) -> None:
         """Tell a session that has connected of what nobody has counter-signed yet."""
+        if self._ledger.held is not None:
+            return
         with self._ledger.read() as tx:
             unseen = tx.unseen_grants(loan, MAX_NOTICES)
         for grant in unseen:
@@ -80,12 +85,14 @@ class Notices:
 
     def seen(self, session_id: SessionId, signed: Signed) -> None:
         """
-        Keep a counter-signature, unless the grant has one.
+        Keep a counter-signature, unless the grant has one or the ledger is held.
 
         Raises:
             NotFoundError: there is no such grant of the session's loan.
             VerificationError: not signed by the session, or not under the notice of that grant.
         """
+        if self._ledger.held is not None:
+            return
         with self._ledger.write() as entry:
             session = session_of(entry.tx, session_id)
             seen = open_signed(
