@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
 import secrets
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simu
 from aigovtool.enclave.attester.base import ATTESTED
 from aigovtool.enclave.config import DEFAULT_COMPUTE_THREADS, DEFAULT_LISTEN, EnclaveConfig, Limits
 from aigovtool.telemetry.logs import FORMATS, configure
+from aigovtool.telemetry.traces import tracing
 
 if TYPE_CHECKING:
     from aigovtool.clock import Clock
@@ -184,7 +186,8 @@ def serve(
         metrics_token=metrics_token_file,
         limits=Limits(**limits),  # type: ignore[arg-type] # click made each of its field's type
     )
-    _run(config, loan, choice.attester, clock)
+    with tracing("aigovtool-enclave", os.environ):
+        _run(config, loan, choice.attester, clock)
 
 
 def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock) -> None:

@@ -18,6 +18,7 @@ from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.errors import AIGovToolError, AppraisalError, MalformedError, VerificationError
 from aigovtool.ids import DIGEST_BYTES, LoanId
+from aigovtool.telemetry.traces import traced
 from aigovtool.wire.enrolment import Documents, Keys
 
 MAX_DOCUMENTS = 256  # NVIDIA's 16 devices, 32 RIMs and 64 OCSP answers are the most known
@@ -83,6 +84,7 @@ class Appraiser:
         self._custodian_key = custodian_key
         self._courier = courier
 
+    @traced("appraisal")
     def appraise(
         self,
         loan: LoanId,

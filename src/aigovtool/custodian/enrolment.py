@@ -31,6 +31,7 @@ from aigovtool.errors import (
     UnauthenticatedError,
     VerificationError,
 )
+from aigovtool.telemetry.traces import traced
 from aigovtool.wire.codec import Signed
 from aigovtool.wire.enrolment import Challenge, ChallengeRequest, EnrolRequest, Release
 
@@ -81,6 +82,7 @@ class Enrolment:
         check_active(loan, self._ledger.clock.now())
         return Challenge(nonce=self._challenges.issue(loan.loan), valid_s=CHALLENGE_LIFE_S)
 
+    @traced("enrolment")
     def enrol(self, token: str, request: EnrolRequest) -> Release:
         """
         Appraise an enclave and release the model's key to it.

@@ -41,6 +41,7 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.ids import ConsumerId, LeaseId, SessionId, new_id, sha256
+from aigovtool.telemetry.traces import traced
 from aigovtool.wire.codec import Message, decode, encode
 from aigovtool.wire.control import CreditsFreed, Lease, Report, ReportAnswer, Want
 
@@ -121,6 +122,7 @@ class Leasing:
             self._refuse(session_id, report, error)
             raise
 
+    @traced("reports")
     def report_all(
         self, reports: Sequence[tuple[SessionId, Report]]
     ) -> list[ReportAnswer | AIGovToolError]:

@@ -9,6 +9,7 @@ from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.sessions import terms_of
 from aigovtool.custodian.vault import Vault
 from aigovtool.errors import PromiseBrokenError
+from aigovtool.telemetry.traces import traced
 from aigovtool.wire.enrolment import Release
 
 
@@ -20,6 +21,7 @@ class Releasing:
         self._vault = vault
         self._key = key
 
+    @traced("release")
     def release(self, permit: ReleasePermit) -> Release:
         """
         Seal the permitted content key, and state what the session holds.

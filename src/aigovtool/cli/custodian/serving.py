@@ -22,6 +22,7 @@ from aigovtool.cli.custodian.remote import (
 )
 from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
 from aigovtool.telemetry.logs import FORMATS, configure
+from aigovtool.telemetry.traces import tracing
 
 if TYPE_CHECKING:
     from aigovtool.clock import Clock
@@ -210,6 +211,7 @@ def serve(
     configure(level=log_level, form=log_format)
     folder, clock = DataFolder(data), SystemClock()
     with (
+        tracing("aigovtool-custodian", os.environ),
         _courier(folder, clock, fetch=fetch_endorsements, pccs=pccs) as courier,
         open_custodian(
             folder,

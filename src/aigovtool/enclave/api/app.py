@@ -32,6 +32,7 @@ from aigovtool.enclave.metrics import Tally
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError, NotFoundError
 from aigovtool.ids import ConsumerId
+from aigovtool.telemetry import traces
 from aigovtool.wire.budget import MAX_WAITING_SHOWN, BudgetView, WaitingQuery, WaitingView
 from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH, WAITING_PATH
 from aigovtool.wire.oip import ServerMetadata
@@ -78,7 +79,8 @@ class Api:
         is_query = request.path.endswith(_INFER)
         begin_s = self._clock.monotonic_s()
         try:
-            reply = await self._reply(request)
+            follow = self._followed if is_query and traces.on() else self._reply
+            reply = await follow(request)
         except ClientGoneError:
             self._tally.gone += is_query
             return
@@ -92,6 +94,14 @@ class Api:
             await reply.send_and_close(send, request)
         else:
             await reply.send(send)
+
+    async def _followed(self, request: Request) -> Reply:
+        """Answer a query within a span, of its consumer's trace if it names one."""
+        parent = request.headers.get(b"traceparent", b"").decode("latin-1")
+        with traces.span("infer", traceparent=parent) as set_number:
+            reply = await self._reply(request)
+            set_number("http.response.status_code", reply.status)
+            return reply
 
     async def _reply(self, request: Request) -> Reply:
         path = request.path
