@@ -3,8 +3,9 @@ Accepting connections: what both servers ask of a connection before its first by
 
 Rule 1: a TLS handshake is finished within a time, or the connection is closed.
 Rule 2: connections that have not finished it are bounded, and count with the others. When there is
-        no room for one more, the oldest of them goes: an honest handshake takes milliseconds, so
-        that those who only hold a place lose it first, and lock nobody out.
+        no room for one more, the oldest of them goes, once it has had `PATIENCE_S`: an honest
+        handshake takes milliseconds, a crowd of them a second, so that those who only hold a place
+        lose it first, and lock nobody out. Until then newcomers wait in the system's queue.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from itertools import islice
+from dataclasses import dataclass
 
 HANDSHAKE_TIME_S = 10.0
-MAX_HANDSHAKES = 512
+PATIENCE_S = 3.0
+MAX_HANDSHAKES = 256
 ACCEPT_AGAIN_S = 0.1  # after an error such as too many open files
 CLOSING_TIME_S = 5.0  # for a peer to say that it closes, too
 
 _log = logging.getLogger(__name__)
 
 Choose = Callable[[socket.socket], Awaitable[ssl.SSLContext | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A connection that shakes hands, and since when."""
+
+    connection: socket.socket
+    since_s: float
 
 
 class Entrance:
@@ -53,7 +63,7 @@ class Entrance:
         self._make = make
         self._choose = choose
         self._room = room
-        self._pending: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
+        self._pending: dict[asyncio.Task[None], _Opening] = {}  # the oldest first
 
     @property
     def pending(self) -> int:
@@ -65,15 +75,15 @@ class Entrance:
         loop = asyncio.get_running_loop()
         try:
             while True:
+                await self._make_room()
                 try:
                     connection, _ = await loop.sock_accept(self._listener)
                 except OSError as error:
                     _log.warning("cannot accept a connection: %s", error.strerror)
                     await asyncio.sleep(ACCEPT_AGAIN_S)
                     continue
-                self._make_room()
                 task = loop.create_task(self._open(connection))
-                self._pending[task] = connection
+                self._pending[task] = _Opening(connection, loop.time())
                 task.add_done_callback(self._settled)
         finally:
             opening = list(self._pending)
@@ -81,19 +91,26 @@ class Entrance:
                 self._give_up(task)
             await asyncio.gather(*opening, return_exceptions=True)
 
-    def _make_room(self) -> None:
+    async def _make_room(self) -> None:
+        loop = asyncio.get_running_loop()
         # at least one may shake hands: whoever finds no room then is told so, encrypted
-        most = max(1, min(MAX_HANDSHAKES, self._room()))
-        excess = max(0, len(self._pending) + 1 - most)
-        for task in list(islice(self._pending, excess)):
-            self._give_up(task)
+        while len(self._pending) >= max(1, min(MAX_HANDSHAKES, self._room())):
+            oldest = next(iter(self._pending))
+            patience_s = self._pending[oldest].since_s + PATIENCE_S - loop.time()
+            if patience_s > 0:
+                await asyncio.wait(
+                    self._pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+                )
+            else:
+                self._give_up(oldest)
+                await asyncio.wait((oldest,))
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
-        _shut(self._pending[task])
+        _shut(self._pending[task].connection)
         task.cancel()
 
     def _settled(self, task: asyncio.Task[None]) -> None:
-        connection = self._pending.pop(task)
+        connection = self._pending.pop(task).connection
         if task.cancelled() or (error := task.exception()) is not None:
             _shut(connection)
             connection.close()
