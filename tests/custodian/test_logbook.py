@@ -505,3 +505,14 @@ def test_any_growth_with_any_breaks_ends_whole(
     log.disk.at = None
     log.book.run()
     log.check_complete()
+
+
+def test_two_custodians_of_one_folder_do_not_write_at_one_time(log: Logged) -> None:
+    log.events(3)
+    with FolderDisk(log.folder).alone():
+        assert log.book.run() == 0  # left to the other
+        with pytest.raises(ConflictError):
+            log.book.adopt(actor="test")
+        assert not log.folder.exists()
+    assert log.book.run() == 3
+    log.check_complete()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +57,10 @@ class Disk(Protocol):
     machine once `sync` has returned. All raise UnavailableError or ConfigurationError.
     """
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep others from writing for the length of the block; ConflictError if one does."""
+        ...
+
     def read(self, path: str, max_bytes: int) -> bytes | None: ...
     def keep(self, path: str, data: bytes) -> None: ...
     def replace(self, path: str, data: bytes) -> None: ...
@@ -69,6 +74,10 @@ class FolderDisk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._touched: set[Path] = set()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Several custodians on one ledger may share a data folder, and so its log."""
+        return files.held(self._folder.with_name(f"{self._folder.name}.lock"))
 
     def read(self, path: str, max_bytes: int) -> bytes | None:
         """Return a file's bytes, one more than *max_bytes* at the most; None when it is missing."""
@@ -134,6 +143,10 @@ class LogFiles:
     def __init__(self, *, disk: Disk, verifier: NoteVerifier) -> None:
         self._disk = disk
         self._verifier = verifier
+
+    def alone(self) -> AbstractContextManager[None]:
+        """As `Disk.alone`."""
+        return self._disk.alone()
 
     def read(self, tile: Tile) -> bytes:
         """Return a tile's file; raises NotFoundError."""

@@ -6,7 +6,8 @@ Rule 1: *stage and swap* are one transaction of the ledger: the new entries, and
         the place of the one that they grow from. A head is signed over rows that are kept with it
         or not at all, so no two trees of one size are ever signed and kept, by however many
         replicas.
-Rule 2: *apply and publish* make files from those rows (`log_files`). Each replica has its own copy.
+Rule 2: *apply and publish* make files from those rows (`log_files`). Each data folder has
+        its own copy, which one process at a time writes.
 Rule 3: recovery is the normal path run again: publish what the ledger has, then stage what is new,
         then publish that. No step needs to know whether an earlier one was cut short.
 Rule 4: nothing here is on the path of a lease. A log that cannot be written is told to the
@@ -17,6 +18,7 @@ Rule 5: nothing is signed that continues from less than what was published: a le
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Sequence
@@ -113,7 +115,11 @@ class Logbook:
             VerificationError: the published files are another log's.
             UnavailableError, ConfigurationError: database or disk; run again.
         """
-        with self._running:
+        with self._running, contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._files.alone())
+            except ConflictError:
+                return 0  # another custodian of this folder is at it; what it leaves comes next
             self._publish()
             new = 0
             while added := self._stage():
@@ -177,8 +183,9 @@ class Logbook:
         Raises:
             NotFoundError: nothing is published here.
             RefusedError: the published log is damaged, or is not a continuation of the ledger's.
+            ConflictError: another custodian writes this log.
         """
-        with self._running:
+        with self._running, self._files.alone():
             published = self._files.published()
             if published is None:
                 raise NotFoundError("no log is published here", code="log.missing")
