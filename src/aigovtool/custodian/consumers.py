@@ -23,7 +23,7 @@ from aigovtool.custodian.records import CUSTODIAN, Consumer
 from aigovtool.custodian.settling import Books
 from aigovtool.errors import MalformedError, RefusedError
 from aigovtool.ids import ConsumerId, LoanId
-from aigovtool.wire.limits import NO_LIMITS, Limits, check_limits
+from aigovtool.wire.limits import NO_LIMITS, Limits, Rate, check_limits
 
 SWEEP_ROWS = 200  # in one decision, so that a sweep never holds reports up for long
 
@@ -79,7 +79,8 @@ class Consumers:
         actor: str,
         budget: int | msgspec.UnsetType | None = msgspec.UNSET,
         per: Unit | msgspec.UnsetType | None = msgspec.UNSET,
-        limits: Limits | None = None,
+        rate: Rate | msgspec.UnsetType | None = msgspec.UNSET,
+        concurrency: int | msgspec.UnsetType | None = msgspec.UNSET,
         expires: datetime | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> Consumer:
         """
@@ -96,11 +97,9 @@ class Consumers:
             changes: dict[str, Any] = {}
             if budget is not msgspec.UNSET or per is not msgspec.UNSET:
                 changes["period"] = _new_period(consumer, budget, per, entry.now)
-            if limits is not None:
-                check_limits(limits)
-                changes["limits"] = limits
-                if limits.rate != consumer.limits.rate:
-                    changes["rate_full_at"] = None
+            changes["limits"] = limits = new_limits(consumer.limits, rate, concurrency)
+            if limits.rate != consumer.limits.rate:
+                changes["rate_full_at"] = None
             if expires is not msgspec.UNSET:
                 check_terms(ConsumerTerms(expires=expires), entry.now)
                 changes |= {"expires": expires, "expired": False}
@@ -153,6 +152,22 @@ class Consumers:
             for loan_id in {consumer_of(entry.tx, name).loan for name in expired}:
                 entry.push_roster(loan_id)
         return len(over) + len(expired)
+
+
+def new_limits(
+    limits: Limits,
+    rate: Rate | msgspec.UnsetType | None,
+    concurrency: int | msgspec.UnsetType | None,
+) -> Limits:
+    """Return *limits* with what is given changed; raises MalformedError."""
+    changed = Limits(
+        rate=limits.rate if isinstance(rate, msgspec.UnsetType) else rate,
+        concurrency=limits.concurrency
+        if isinstance(concurrency, msgspec.UnsetType)
+        else concurrency,
+    )
+    check_limits(changed)
+    return changed
 
 
 def told(consumer: Consumer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from aigovtool.attestation.policy import parse_policy
 from aigovtool.custodian.budget import Account, grant
-from aigovtool.custodian.consumers import ConsumerTerms, check_terms, told
+from aigovtool.custodian.consumers import ConsumerTerms, check_terms, new_limits, told
 from aigovtool.custodian.ledger import Entry, Ledger, consumer_of, loan_of
 from aigovtool.custodian.lifecycle import LoanState, move_loan, state_at
 from aigovtool.custodian.periods import Unit, period_at
@@ -28,7 +28,7 @@ from aigovtool.custodian.tokens import CONSUMER, TICKET, hash_token, new_token
 from aigovtool.errors import ConflictError, MalformedError, NotFoundError
 from aigovtool.ids import ConsumerId, LoanId, new_id
 from aigovtool.wire.control import LoanChanged, TermsChanged
-from aigovtool.wire.limits import NO_LIMITS, Limits, check_limits
+from aigovtool.wire.limits import NO_LIMITS, Limits, Rate, check_limits
 
 MAX_NAME_CHARACTERS = 100
 MAX_LEASE_DURATION_S = 3600.0  # with longer leases "stop" would not mean much
@@ -148,7 +148,8 @@ class Loans:
         loan_id: LoanId,
         *,
         actor: str,
-        limits: Limits | None = None,
+        rate: Rate | UnsetType | None = UNSET,
+        concurrency: int | UnsetType | None = UNSET,
         expires: datetime | UnsetType | None = UNSET,
         lease_duration_s: float | None = None,
         max_lease_credits: int | None = None,
@@ -163,7 +164,6 @@ class Loans:
             ConflictError: the loan has expired or is closed.
         """
         given: dict[str, Any] = {
-            "limits": limits,
             "lease_duration_s": lease_duration_s,
             "max_lease_credits": max_lease_credits,
             "max_enclaves": max_enclaves,
@@ -178,6 +178,7 @@ class Loans:
                 raise ConflictError(
                     f"the loan {loan_id} is {state}", code="loan.over", mend="make a new loan"
                 )
+            changes["limits"] = new_limits(loan.terms.limits, rate, concurrency)
             terms = dataclasses.replace(loan.terms, **changes)
             _check_terms(terms, entry.now)
             if terms != loan.terms:

@@ -29,7 +29,7 @@ def available(rate: Rate | None, full_at: datetime | None, now: datetime) -> int
     """Return how many credits may be leased at *now*."""
     if rate is None or full_at is None:
         return most(rate)
-    return limits.available(rate, _s(full_at), _s(now))
+    return limits.available(rate, _full_at_s(rate, full_at, now), _s(now))
 
 
 def taken(
@@ -38,7 +38,7 @@ def taken(
     """Return when the bucket is full again once *credits* are leased at *now*."""
     if rate is None:
         return None
-    after_s = limits.after(rate, _s(full_at or now), _s(now), credits)
+    after_s = limits.after(rate, _full_at_s(rate, full_at or now, now), _s(now), credits)
     return datetime.fromtimestamp(after_s, UTC)
 
 
@@ -46,7 +46,13 @@ def wait_s(rate: Rate | None, full_at: datetime | None, now: datetime, credits: 
     """Return how long it takes until *credits* may be leased, or a full bucket when it is less."""
     if rate is None or full_at is None:
         return 0.0
-    return limits.wait_s(rate, _s(full_at), _s(now), min(credits, rate.credits))
+    full_at_s = _full_at_s(rate, full_at, now)
+    return limits.wait_s(rate, full_at_s, _s(now), min(credits, rate.credits))
+
+
+def _full_at_s(rate: Rate, full_at: datetime, now: datetime) -> float:
+    """After a jump back a bucket is empty, and full again within one unit as any empty one is."""
+    return min(_s(full_at), _s(now) + rate.per_s)
 
 
 def _s(time: datetime) -> float:

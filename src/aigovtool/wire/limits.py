@@ -5,8 +5,7 @@ A rate of ``N/unit`` is a bucket of N credits that refills evenly, N in each uni
 once, and in any T seconds at most ``N + N * T / unit``. It is reckoned as GCRA does (ITU-T I.371,
 annex A): the whole state is one number, the time at which the bucket will be full again.
 
-Pure: times are arguments, in seconds of any one clock. A clock that jumps back never fills a bucket
-beyond N, and never keeps one empty for longer than one unit.
+Pure: times are arguments, in seconds of any one clock that does not run backwards.
 """
 
 from __future__ import annotations
@@ -90,13 +89,13 @@ def check_limits(limits: Limits) -> None:
 
 def available(rate: Rate, full_at_s: float, now_s: float) -> int:
     """Return how many credits can be taken at *now_s* of a bucket that is full at *full_at_s*."""
-    missing_s = min(max(full_at_s - now_s, 0.0), float(rate.per_s))
-    return math.floor((rate.per_s - missing_s) / rate.interval_s + _TINY)
+    missing_s = max(full_at_s - now_s, 0.0)
+    return max(0, math.floor((rate.per_s - missing_s) / rate.interval_s + _TINY))
 
 
 def after(rate: Rate, full_at_s: float, now_s: float, credits: int) -> float:
-    """Return when the bucket is full again once *credits* are taken at *now_s*."""
-    return min(max(full_at_s, now_s), now_s + rate.per_s) + credits * rate.interval_s
+    """Return when the bucket is full again once *credits* are taken, at *now_s* or in turn."""
+    return max(full_at_s, now_s) + credits * rate.interval_s
 
 
 def wait_s(rate: Rate, full_at_s: float, now_s: float, credits: int) -> float:
@@ -108,8 +107,7 @@ def wait_s(rate: Rate, full_at_s: float, now_s: float, credits: int) -> float:
         return math.inf
     if credits <= available(rate, full_at_s, now_s):
         return 0.0
-    missing_s = min(full_at_s - now_s, float(rate.per_s))
-    return missing_s + credits * rate.interval_s - rate.per_s
+    return full_at_s - now_s + credits * rate.interval_s - rate.per_s
 
 
 def share_of(concurrency: int, place: int, sharers: int) -> int:

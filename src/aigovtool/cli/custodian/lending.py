@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +34,54 @@ from aigovtool.cli.output import exits, json_option, print_json, talk
 
 if TYPE_CHECKING:
     pass
+
+
+DATES = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"])
+rate_option = click.option(
+    "--rate", metavar="N/UNIT", help="At most N credits per s, min, hour or day, on all enclaves."
+)
+concurrency_option = click.option(
+    "--concurrency", type=click.IntRange(min=1), help="Queries at one time, on all enclaves."
+)
+
+
+class _OrNone(click.ParamType[Any]):
+    """What *kind* takes, or a word for none of it, which becomes ''."""
+
+    def __init__(self, kind: click.ParamType[Any], word: str) -> None:
+        self.name = f"{kind.name}|{word}"
+        self._kind, self._word = kind, word
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        return "" if value == self._word else self._kind.convert(value, param, ctx)
+
+
+def _given(**options: object) -> dict[str, object]:
+    """Return the options that were given, with None for the word that takes one away."""
+    return {
+        name: None
+        if value == ""
+        else value.replace(tzinfo=UTC)
+        if isinstance(value, datetime)
+        else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+set_rate_option = click.option(
+    "--rate", type=_OrNone(click.STRING, "none"), help="N/s, N/min, N/hour, N/day, or none."
+)
+set_concurrency_option = click.option(
+    "--concurrency",
+    type=_OrNone(click.IntRange(min=1), "none"),
+    help="Queries at one time, on all enclaves, or none.",
+)
+set_expires_option = click.option(
+    "--expires", type=_OrNone(DATES, "never"), help="In UTC, or never."
+)
 
 
 @custodian.group()
@@ -113,7 +161,7 @@ def loan() -> None:
 @click.option("--model", "model_wanted", required=True, help="Name or digest of a sealed model.")
 @click.option("--credits", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--policy", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--expires", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"]), help="In UTC.")
+@click.option("--expires", type=DATES, help="In UTC.")
 @click.option("--max-enclaves", type=click.IntRange(min=1))
 @click.option("--max-lease-credits", type=click.IntRange(min=1))
 @click.option("--lease-duration", type=click.FloatRange(min=0), help="Seconds.")
@@ -124,6 +172,8 @@ def loan() -> None:
     type=click.FloatRange(min=0),
     help="Seconds after which an enclave proves again what it is; 0 for never.",
 )
+@rate_option
+@concurrency_option
 @click.option("--ticket", "ticket_file", type=click.Path(path_type=Path), help="Write loan.toml.")
 @click.option("--manifest", "manifest_file", type=click.Path(path_type=Path))
 @with_remote
@@ -142,6 +192,8 @@ def loan_create(
     settle_grace: float | None,
     wipe_after: float | None,
     reattest_interval: float | None,
+    rate: str | None,
+    concurrency: int | None,
     ticket_file: Path | None,
     manifest_file: Path | None,
     remote: Remote,
@@ -164,6 +216,8 @@ def loan_create(
         "settle_grace_s": settle_grace,
         "wipe_after_s": wipe_after,
         "reattest_interval_s": reattest_interval,
+        "rate": rate,
+        "concurrency": concurrency,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
     made = client.post(f"{V1}/loans", given, views.MadeLoan)
@@ -206,6 +260,45 @@ def loan_show(loan: str | None, remote: Remote, as_json: bool) -> None:
     client = remote.client()
     found = client.get(f"{V1}/loans/{one_loan(client, loan)}", views.LoanView)
     show(found, lambda: loan_text(found), as_json=as_json)
+
+
+@loan.command("set")
+@loan_argument
+@set_rate_option
+@set_concurrency_option
+@set_expires_option
+@click.option("--lease-duration", type=click.FloatRange(min=0), help="Seconds.")
+@click.option("--max-lease-credits", type=click.IntRange(min=1))
+@click.option("--max-enclaves", type=click.IntRange(min=1))
+@with_remote
+@json_option
+@exits
+def loan_set(
+    *,
+    loan: str | None,
+    rate: str | None,
+    concurrency: object,
+    expires: object,
+    lease_duration: float | None,
+    max_lease_credits: int | None,
+    max_enclaves: int | None,
+    remote: Remote,
+    as_json: bool,
+) -> None:
+    """Change a loan's terms from now on; leases that live, live on."""
+    from aigovtool.custodian.api import views
+
+    client = remote.client()
+    wanted = _given(
+        rate=rate,
+        concurrency=concurrency,
+        expires=expires,
+        lease_duration_s=lease_duration,
+        max_lease_credits=max_lease_credits,
+        max_enclaves=max_enclaves,
+    )
+    changed = client.post(f"{V1}/loans/{one_loan(client, loan)}/terms", wanted, views.LoanView)
+    show(changed, lambda: loan_text(changed), as_json=as_json)
 
 
 @loan.command("ticket")
@@ -270,6 +363,14 @@ def consumer() -> None:
 @consumer.command("create")
 @click.option("--name", required=True, help="For people; one consumer of the loan has it.")
 @click.option("--budget", type=click.IntRange(min=0), help="Credits of its own within the loan's.")
+@click.option(
+    "--per",
+    type=click.Choice(["day", "month"]),
+    help="Begin that budget anew with each day or month, in UTC.",
+)
+@rate_option
+@concurrency_option
+@click.option("--expires", type=DATES, help="From when on it is refused, in UTC.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the key here.")
 @loan_option
 @with_remote
@@ -279,6 +380,10 @@ def consumer_create(
     *,
     name: str,
     budget: int | None,
+    per: str | None,
+    rate: str | None,
+    concurrency: int | None,
+    expires: datetime | None,
     out: Path | None,
     loan: str | None,
     remote: Remote,
@@ -287,12 +392,55 @@ def consumer_create(
     """Make a consumer; prints or writes its API key, which is shown this once."""
     from aigovtool.custodian.api import views
 
-    made = remote.client().post(
-        f"{V1}/consumers", {"name": name, "budget": budget, "loan": loan}, views.MadeConsumer
-    )
+    wanted = {
+        "name": name,
+        "budget": budget,
+        "loan": loan,
+        "per": per,
+        "rate": rate,
+        "concurrency": concurrency,
+        "expires": None if expires is None else expires.replace(tzinfo=UTC),
+    }
+    made = remote.client().post(f"{V1}/consumers", wanted, views.MadeConsumer)
     if not as_json:
         talk.print(f"made {made.consumer.consumer}")
     hand_out(made, made.api_key + "\n", out, as_json=as_json, mode=0o600)
+
+
+@consumer.command("set")
+@click.argument("consumer")
+@click.option("--budget", type=click.IntRange(min=0), help="Of each period, from the next one on.")
+@click.option(
+    "--per",
+    type=_OrNone(click.Choice(["day", "month"]), "never"),
+    help="Begin its budget anew with each day or month, in UTC, or never.",
+)
+@set_rate_option
+@set_concurrency_option
+@set_expires_option
+@with_remote
+@json_option
+@exits
+def consumer_set(
+    *,
+    consumer: str,
+    budget: int | None,
+    per: object,
+    rate: str | None,
+    concurrency: object,
+    expires: object,
+    remote: Remote,
+    as_json: bool,
+) -> None:
+    """Change a consumer's (id or name) terms; its limits and date from now on."""
+    from aigovtool.cli.custodian import tables
+    from aigovtool.custodian.api import views
+
+    client = remote.client()
+    wanted = _given(budget=budget, per=per, rate=rate, concurrency=concurrency, expires=expires)
+    path = f"{V1}/consumers/{one_consumer(client, consumer)}/terms"
+    changed = client.post(path, wanted, views.ConsumerView)
+    show(changed, lambda: tables.consumers([changed]), as_json=as_json)
 
 
 @consumer.command("list")

@@ -103,7 +103,7 @@ def models(found: Sequence[views.ModelView]) -> Table:
 def consumers(found: Sequence[views.ConsumerView]) -> Table:
     return table(
         "",
-        ["consumer", "name", "loan", "blocked", "used", "own budget left", "reason"],
+        ["consumer", "name", "loan", "blocked", "used", "own budget left", "terms", "reason"],
         [
             [
                 one.consumer,
@@ -112,11 +112,26 @@ def consumers(found: Sequence[views.ConsumerView]) -> Table:
                 one.blocked,
                 one.used,
                 None if one.account is None else one.account.left,
+                _terms(one),
                 one.blocked_reason,
             ]
             for one in found
         ],
     )
+
+
+def _terms(one: views.ConsumerView) -> str:
+    """Say what is agreed with a consumer beside its budget."""
+    words = []
+    if one.period is not None:
+        words.append(f"{one.period.budget} per {one.period.unit}")
+    if one.rate is not None:
+        words.append(one.rate)
+    if one.concurrency is not None:
+        words.append(f"{one.concurrency} at one time")
+    if one.expires is not None:
+        words.append(f"until {one.expires:%Y-%m-%d %H:%MZ}")
+    return ", ".join(words)
 
 
 def _tcb(one: views.TcbView) -> str:

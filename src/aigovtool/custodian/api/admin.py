@@ -143,9 +143,7 @@ class AdminDoor:
         )
 
     async def grants(self, request: Request) -> Response:
-        return await self._of_loans(
-            request, lambda tx, loan, rows: map(views.grant_view, tx.grants_of_loan(loan, rows))
-        )
+        return await self._of_loans(request, views.grant_views)
 
     async def requests(self, request: Request) -> Response:
         return await self._of_loans(
@@ -313,11 +311,50 @@ class AdminDoor:
 
         def create() -> views.MadeConsumer:
             made = self._app.loans.add_consumer(
-                self._named(wanted.loan), name=wanted.name, budget=wanted.budget, actor=ADMIN
+                self._named(wanted.loan),
+                name=wanted.name,
+                budget=wanted.budget,
+                actor=ADMIN,
+                per=wanted.per,
+                limits=views.limits_of(wanted.rate, wanted.concurrency),
+                expires=wanted.expires,
             )
             return views.MadeConsumer(consumer=views.consumer_view(made.row), api_key=made.secret)
 
         return json_response(await off_loop(self._app.pool, create))
+
+    async def change_consumer(self, request: Request) -> Response:
+        wanted = await _body(request, views.ConsumerChange)
+        consumer = ConsumerId(request.path_params["consumer"])
+        return await self._do(
+            lambda: views.consumer_view(
+                self._app.consumers.set_terms(
+                    consumer,
+                    actor=ADMIN,
+                    budget=wanted.budget,
+                    per=wanted.per,
+                    rate=views.rate_of(wanted.rate),
+                    concurrency=wanted.concurrency,
+                    expires=wanted.expires,
+                )
+            )
+        )
+
+    async def change_loan(self, request: Request) -> Response:
+        wanted = await _body(request, views.LoanChange)
+        return await self._loan_after(
+            request,
+            lambda loan: self._app.loans.set_terms(
+                loan,
+                actor=ADMIN,
+                rate=views.rate_of(wanted.rate),
+                concurrency=wanted.concurrency,
+                expires=wanted.expires,
+                lease_duration_s=wanted.lease_duration_s,
+                max_lease_credits=wanted.max_lease_credits,
+                max_enclaves=wanted.max_enclaves,
+            ),
+        )
 
     async def block_consumer(self, request: Request) -> Response:
         why = await _body(request, views.Why)
@@ -534,6 +571,13 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             views.LoanView,
         ),
         _post(
+            f"{v1}/loans/{{loan}}/terms",
+            "Change a loan's terms",
+            door.change_loan,
+            views.LoanChange,
+            views.LoanView,
+        ),
+        _post(
             f"{v1}/loans/{{loan}}/ticket",
             "Replace a loan's ticket",
             door.new_ticket,
@@ -562,6 +606,13 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             door.create_consumer,
             views.NewConsumer,
             views.MadeConsumer,
+        ),
+        _post(
+            f"{v1}/consumers/{{consumer}}/terms",
+            "Change a consumer's terms",
+            door.change_consumer,
+            views.ConsumerChange,
+            views.ConsumerView,
         ),
         _post(
             f"{v1}/consumers/{{consumer}}/block",

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from aigovtool.attestation.evidence import Tee
 from aigovtool.custodian import budget
@@ -18,7 +18,9 @@ from aigovtool.custodian.ageing import DIVISORS
 from aigovtool.custodian.ledger import standing_of
 from aigovtool.custodian.lifecycle import state_at
 from aigovtool.custodian.loans import exposure_of
+from aigovtool.custodian.periods import Unit
 from aigovtool.custodian.records import (
+    CUSTODIAN,
     Consumer,
     DeliveryState,
     Event,
@@ -33,10 +35,13 @@ from aigovtool.custodian.records import (
 )
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import NotFoundError
+from aigovtool.ids import LoanId
 from aigovtool.wire.codec import Message
+from aigovtool.wire.limits import Limits, Rate, parse_rate
 
 Reason = Annotated[str, Meta(max_length=500)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
+When = Annotated[datetime, Meta(tz=True)]
 _TERMS = LoanTerms()  # the defaults are said once
 Credits = Annotated[int, Meta(ge=1, le=budget.MAX_CREDITS)]
 
@@ -79,6 +84,8 @@ class TermsView(Struct, frozen=True, kw_only=True):
     wipe_after_s: float
     reattest_interval_s: float
     expires: datetime | None
+    rate: str | None
+    concurrency: int | None
 
 
 class LogStatusView(Struct, frozen=True, kw_only=True):
@@ -119,6 +126,15 @@ class LoanView(Struct, frozen=True, kw_only=True):
     created: datetime
 
 
+class PeriodView(Struct, frozen=True, kw_only=True):
+    """A budget that begins anew with each `unit` of the UTC calendar, next when it `ends`."""
+
+    unit: str
+    budget: int
+    began: datetime
+    ends: datetime
+
+
 class ConsumerView(Struct, frozen=True, kw_only=True):
     """A consumer; `account` is its own budget, None when it shares the loan's."""
 
@@ -130,6 +146,10 @@ class ConsumerView(Struct, frozen=True, kw_only=True):
     used: int
     account: AccountView | None
     created: datetime
+    period: PeriodView | None = None
+    rate: str | None = None
+    concurrency: int | None = None
+    expires: datetime | None = None
 
 
 class TcbView(Struct, frozen=True, kw_only=True):
@@ -200,7 +220,10 @@ class LeaseView(Struct, frozen=True, kw_only=True):
 
 
 class GrantView(Struct, frozen=True, kw_only=True):
-    """Credits that were made, and why."""
+    """
+    Credits that were made, and why; of kind ``period`` by the calendar, which also withdrew those
+    of kind ``withdrawal``.
+    """
 
     loan: str
     consumer: str | None
@@ -321,7 +344,9 @@ class NewLoan(Message, frozen=True, kw_only=True):
     settle_grace_s: float = _TERMS.settle_grace_s
     wipe_after_s: float = _TERMS.wipe_after_s
     reattest_interval_s: float = _TERMS.reattest_interval_s
-    expires: Annotated[datetime, Meta(tz=True)] | None = None
+    expires: When | None = None
+    rate: str | None = None
+    concurrency: int | None = None
 
     def terms(self) -> LoanTerms:
         return LoanTerms(
@@ -332,15 +357,55 @@ class NewLoan(Message, frozen=True, kw_only=True):
             wipe_after_s=self.wipe_after_s,
             reattest_interval_s=self.reattest_interval_s,
             expires=self.expires,
+            limits=limits_of(self.rate, self.concurrency),
         )
 
 
 class NewConsumer(Message, frozen=True, kw_only=True):
-    """A consumer to make; `budget` gives it credits of its own within the loan's."""
+    """
+    A consumer to make; `budget` gives it credits of its own within the loan's, `per` day or month
+    anew. `rate` is N/s, N/min, N/hour or N/day.
+    """
 
     name: Name
     loan: str | None = None
     budget: Annotated[int, Meta(ge=0, le=budget.MAX_CREDITS)] | None = None
+    per: Unit | None = None
+    rate: str | None = None
+    concurrency: int | None = None
+    expires: When | None = None
+
+
+class ConsumerChange(Message, frozen=True, kw_only=True):
+    """
+    What to change about a consumer; null takes a limit, a period or a date away. A `budget` counts
+    from the next period on.
+    """
+
+    budget: Annotated[int, Meta(ge=0, le=budget.MAX_CREDITS)] | UnsetType = UNSET
+    per: Unit | UnsetType | None = UNSET
+    rate: str | UnsetType | None = UNSET
+    concurrency: int | UnsetType | None = UNSET
+    expires: When | UnsetType | None = UNSET
+
+
+class LoanChange(Message, frozen=True, kw_only=True):
+    """What to change about a loan's terms; null takes a limit or the date away."""
+
+    rate: str | UnsetType | None = UNSET
+    concurrency: int | UnsetType | None = UNSET
+    expires: When | UnsetType | None = UNSET
+    lease_duration_s: float | None = None
+    max_lease_credits: int | None = None
+    max_enclaves: int | None = None
+
+
+def limits_of(rate: str | None, concurrency: int | None) -> Limits:
+    return Limits(rate=None if rate is None else parse_rate(rate), concurrency=concurrency)
+
+
+def rate_of(rate: str | UnsetType | None) -> Rate | UnsetType | None:
+    return parse_rate(rate) if isinstance(rate, str) else rate
 
 
 class NewGrant(Message, frozen=True, kw_only=True):
@@ -416,12 +481,15 @@ def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
             wipe_after_s=terms.wipe_after_s,
             reattest_interval_s=terms.reattest_interval_s,
             expires=terms.expires,
+            rate=_rate_text(terms.limits),
+            concurrency=terms.limits.concurrency,
         ),
         created=loan.created,
     )
 
 
 def consumer_view(consumer: Consumer) -> ConsumerView:
+    period = consumer.period
     return ConsumerView(
         consumer=consumer.consumer,
         loan=consumer.loan,
@@ -431,7 +499,19 @@ def consumer_view(consumer: Consumer) -> ConsumerView:
         used=consumer.used,
         account=account_view(consumer.account) if consumer.budgeted else None,
         created=consumer.created,
+        period=None
+        if period is None
+        else PeriodView(
+            unit=period.unit.value, budget=period.budget, began=period.began, ends=period.ends
+        ),
+        rate=_rate_text(consumer.limits),
+        concurrency=consumer.limits.concurrency,
+        expires=consumer.expires,
     )
+
+
+def _rate_text(limits: Limits) -> str | None:
+    return None if limits.rate is None else str(limits.rate)
 
 
 def tcb_view(tx: Reading, session: Session) -> TcbView:
@@ -494,6 +574,26 @@ def lease_view(lease: LeaseRow) -> LeaseView:
         forfeited=lease.forfeited,
         refunded=lease.refunded,
     )
+
+
+def grant_views(tx: Reading, loan: LoanId, rows: int) -> list[GrantView]:
+    """Return what was made and withdrawn, by people and by the calendar, the newest first."""
+    found = [grant_view(each) for each in tx.grants_of_loan(loan, rows)]
+    for turn in tx.periods_of_loan(loan, rows):
+        for kind, credits in (("period", turn.granted), ("withdrawal", turn.withdrawn)):
+            found.append(
+                GrantView(
+                    loan=turn.loan,
+                    consumer=turn.consumer,
+                    credits=credits,
+                    kind=kind,
+                    lease=None,
+                    reason=f"the {turn.unit} from {turn.began:%Y-%m-%d}",
+                    actor=CUSTODIAN,
+                    created=turn.created,
+                )
+            )
+    return sorted(found, key=lambda one: one.created, reverse=True)[:rows]
 
 
 def grant_view(grant: GrantRow) -> GrantView:

@@ -48,6 +48,7 @@ from aigovtool.custodian.store import rows
 from aigovtool.errors import ConflictError, PromiseBrokenError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Signed
+from aigovtool.wire.control import ANSWER_LIVES_S
 
 
 class View(ABC):
@@ -255,8 +256,17 @@ class View(ABC):
         return [row["lease"] for row in found]
 
     def exposure(self, loan: LoanId, now: datetime) -> tuple[int, datetime | None]:
-        row = self._just_one("exposure", loan=loan, now_us=rows.to_us(now))
-        return row["credits"], rows.from_us_or_none(row["expires_us"])
+        row = self._just_one(
+            "exposure",
+            loan=loan,
+            now_us=rows.to_us(now),
+            answer_lives_us=round(ANSWER_LIVES_S * 1e6),
+        )
+        if row["expires_us"] is None:
+            return row["credits"], None
+        return row["credits"], rows.from_us(
+            max(row["expires_us"], rows.to_us(now) + row["longest_us"])
+        )
 
     def settlement_payload(self, lease: LeaseId) -> bytes | None:
         row = self._one("settlement_payload", lease=lease)

@@ -397,13 +397,17 @@ WHERE leases.state = 'open'
 ORDER BY leases.lease LIMIT :limit;
 
 -- name: exposure
--- Credits in leases that live, and when the last is over. A lease of duration 0 lives until it is
--- settled, as long as its session is connected: the queries that asked for it may be running.
-SELECT coalesce(sum(leases.credits), 0) AS credits, max(leases.expires_us) AS expires_us
+-- Credits in leases that may still be served from, when the last of them is over, and how long the
+-- longest lasts that is past its end by our clock. Such a lease counts while its session is
+-- connected: our clock may have jumped, and an enclave settles a lease as soon as it is over by its
+-- own. One of duration 0 counts for as long as an enclave may take to use it.
+SELECT coalesce(sum(leases.credits), 0) AS credits, max(leases.expires_us) AS expires_us,
+    coalesce(max(CASE WHEN leases.expires_us <= :now_us THEN leases.duration_us ELSE 0 END), 0)
+        AS longest_us
 FROM leases JOIN sessions ON sessions.session = leases.session
 WHERE leases.loan = :loan AND leases.state = 'open'
-    AND (leases.expires_us > :now_us
-        OR (leases.duration_us = 0 AND sessions.disconnected_us IS NULL));
+    AND (leases.expires_us > :now_us OR sessions.disconnected_us IS NULL
+        OR (leases.duration_us = 0 AND leases.granted_us + :answer_lives_us > :now_us));
 
 -- name: insert_settlement
 -- Keep a signed settlement as it came.
