@@ -9,7 +9,7 @@ all is mended, leases are settled or forfeited, and the consumers' receipts are 
 ledger (`aigovtool.drill.reconcile`): I1 and I3, by those who were served.
 
     python -m benchmarks.faults [--kills 200] [--seed 1] [--enclaves 3] [--consumers 4]
-                                [--output counts.json]
+                                [--postgresql --replicas 2] [--output counts.json]
 
 Ends with 0 when nothing is wrong, 1 otherwise.
 """
@@ -25,19 +25,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from aigovtool.custodian.api.views import LoanView
 from aigovtool.custodian.records import LoanTerms
-from aigovtool.demo.stage import answers
 from aigovtool.drill.proxy import Wire
-from aigovtool.drill.scene import Enclave, Scene, open_scene
-from aigovtool.errors import AIGovToolError
+from aigovtool.drill.scene import Enclave, Replica, Scene, open_scene
+from aigovtool.errors import AIGovToolError, UnavailableError
 
 LEASE_S = 1.0
 FIRST_CREDITS = 2000
@@ -46,8 +45,16 @@ GRANT_EVERY = 3  # faults, on average
 PAUSES_S = (0.2, 3 * LEASE_S)  # shorter and longer than a lease
 OUTAGES_S = (0.2, 2 * LEASE_S)
 BETWEEN_S = (1.0, 4.0)
+MEND_LIMIT_S = 60.0
 SETTLE_LIMIT_S = 90.0  # the grace of a silent session is 30 s
 PARTITIONS = (Wire.FROZEN, Wire.HALF_OPEN, Wire.SLOW, Wire.CUT)
+
+
+class Database(Protocol):
+    """A database server of the campaign's own."""
+
+    def kill(self) -> None: ...
+    def start(self) -> None: ...
 
 
 @dataclass
@@ -56,6 +63,7 @@ class Campaign:
 
     scene: Scene
     dice: random.Random
+    database: Database | None = None
     done: Counter[str] = field(default_factory=Counter)
     _mend: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _broken: set[str] = field(default_factory=set)
@@ -79,8 +87,15 @@ class Campaign:
                 (2, lambda: self.partition(enclave)),
                 (2, lambda: self.pause_enclave(enclave)),
             ]
-        if "custodian" not in self._broken:
-            choices += [(4, self.kill_custodian), (1, self.pause_custodian)]
+        standing = [each for each in self.scene.replicas if each.name not in self._broken]
+        if standing:
+            replica = self.dice.choice(standing)
+            choices += [
+                (4, lambda: self.kill_custodian(replica)),
+                (1, lambda: self.pause_custodian(replica)),
+            ]
+        if self.database is not None and "database" not in self._broken:
+            choices.append((2, self.kill_database))
         if choices:
             weights, actions = zip(*choices, strict=True)
             self.dice.choices(actions, weights)[0]()
@@ -90,18 +105,28 @@ class Campaign:
         self._count("kills", "enclave killed")
         self._later(enclave.name, OUTAGES_S, lambda: self.scene.restart(enclave))
 
-    def kill_custodian(self) -> None:
-        self.scene.custodian.kill()
+    def kill_custodian(self, replica: Replica) -> None:
+        replica.kill()
         self._count("kills", "custodian killed")
-        self._later("custodian", OUTAGES_S, self._start_custodian)
+        self._later(replica.name, OUTAGES_S, lambda: self._start_custodian(replica))
 
-    def _start_custodian(self) -> None:
-        self.scene.start_custodian()
+    def _start_custodian(self, replica: Replica) -> None:
+        """Start it; one that finds no database ends, and is started again a little later."""
+        try:
+            self.scene.restart_custodian(replica)
+        except UnavailableError:
+            self._later(replica.name, OUTAGES_S, lambda: self._start_custodian(replica))
 
-    def pause_custodian(self) -> None:
-        self.scene.pause_custodian()
+    def pause_custodian(self, replica: Replica) -> None:
+        replica.pause()
         self._count("pauses", "custodian paused")
-        self._later("custodian", PAUSES_S, self.scene.custodian_goes_on)
+        self._later(replica.name, PAUSES_S, replica.go_on)
+
+    def kill_database(self) -> None:
+        assert self.database is not None
+        self.database.kill()
+        self._count("kills", "database killed")
+        self._later("database", OUTAGES_S, self.database.start)
 
     def pause_enclave(self, enclave: Enclave) -> None:
         enclave.pause()
@@ -119,7 +144,7 @@ class Campaign:
         body = {"loan": self.scene.loan, "credits": self.dice.randint(*GRANTS), "reason": "more"}
         key = secrets.token_hex(8)
         with contextlib.suppress(AIGovToolError):
-            if "custodian" not in self._broken and answers(self.scene.stage.admin_port):
+            if not self._broken & {"database", *(each.name for each in self.scene.replicas)}:
                 self.scene.admin().post("/api/v1/grants", body, LoanView, idempotency_key=key)
                 self.done["grants"] += 1
 
@@ -135,9 +160,9 @@ class Campaign:
 
     def mend_all(self) -> None:
         """Mend everything at once, and see that every enclave serves or waits for credits."""
-        for _, mend in self._mend:
-            mend()
-        self._mend.clear()
+        end_s = time.monotonic() + MEND_LIMIT_S
+        while self._mend and time.monotonic() < end_s:
+            self.let_pass(0.1)
         for enclave in self.scene.enclaves:
             self.scene.stage.wait_until_serving(enclave.process, enclave.port)
 
@@ -158,11 +183,13 @@ class Campaign:
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     dice = random.Random(options.seed)
     begin_s = time.monotonic()
-    with open_scene(folder) as scene:
+    with _database(options) as (server, url), open_scene(folder, database=url) as scene:
         scene.lend(FIRST_CREDITS, LoanTerms(lease_duration_s=LEASE_S))
+        for _ in range(options.replicas - 1):
+            scene.add_replica()
         for _ in range(options.enclaves):
             scene.consumers.ask(scene.add_enclave().port, count=options.consumers)
-        campaign = Campaign(scene, dice)
+        campaign = Campaign(scene, dice, server)
         campaign.run(options.kills, options.limit)
         campaign.mend_all()
         scene.consumers.wait_for_answer(limit_s=5.0)  # unless the budget is used up
@@ -177,6 +204,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             wrong.append(f"only {kills} of {options.kills} kills in {options.limit:g} s")
         return {
             "seed": options.seed,
+            "database": "PostgreSQL" if options.postgresql else "SQLite",
+            "replicas": options.replicas,
             "seconds": round(faults_s, 1),
             "enclaves": options.enclaves,
             "consumers": options.enclaves * options.consumers,
@@ -188,12 +217,29 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         }
 
 
+@contextlib.contextmanager
+def _database(options: argparse.Namespace) -> Iterator[tuple[Database | None, str | None]]:
+    """Lend a PostgreSQL server, and the URL of an empty database on it, if that is wanted."""
+    if not options.postgresql:
+        yield None, None
+        return
+    from tests.postgresql import Server
+
+    server = Server()
+    try:
+        yield server, server.url(server.new_database(empty=True))
+    finally:
+        server.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--enclaves", type=int, default=3)
     parser.add_argument("--consumers", type=int, default=4, help="at each enclave")
+    parser.add_argument("--postgresql", action="store_true", help="the ledger on PostgreSQL")
+    parser.add_argument("--replicas", type=int, default=1, help="custodians, on PostgreSQL")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for the faults")
     parser.add_argument("--keep", type=Path, help="run in this folder and leave it there")
     parser.add_argument("--output", type=Path, help="write the counts there, too")

@@ -55,7 +55,7 @@ def kill_custodian(rehearsal: Rehearsal) -> Measured:
         scene.custodian.kill()
         time.sleep(bound_s + PAST_BOUND_S)
         cut = cut_off(scene, "SIGKILL of the custodian", fault_s, bound_s)
-        scene.start_custodian()
+        scene.restart_custodian()
         return _healed(scene, cut)
 
 
@@ -91,10 +91,10 @@ def pause(rehearsal: Rehearsal) -> Measured:
         rehearsal.ask(scene)
         (enclave,) = scene.enclaves
         fault_s = time.monotonic()
-        scene.pause_custodian()
+        scene.custodian.pause()
         time.sleep(bound_s + PAST_BOUND_S)
         cuts = [cut_off(scene, "SIGSTOP of the custodian", fault_s, bound_s)]
-        scene.custodian_goes_on()
+        scene.custodian.go_on()
         back = scene.consumers.wait_for_answer(limit_s=SERVE_LIMIT_S, more=WARM_AGAIN)
         enclave.pause()
         fault_s = time.monotonic()

@@ -25,7 +25,7 @@ from aigovtool.custodian.lend import lend
 from aigovtool.custodian.records import LeaseRow, LoanTerms
 from aigovtool.custodian.store.base import Reading
 from aigovtool.custodian.upload import Upload
-from aigovtool.demo.stage import Process, Stage, free_port
+from aigovtool.demo.stage import Process, Stage, answers, free_port
 from aigovtool.demo.story import ASSETS
 from aigovtool.drill.background import Background
 from aigovtool.drill.consumers import Consumers
@@ -58,6 +58,27 @@ class Enclave:
 
 
 @dataclass
+class Replica:
+    """One custodian process at its two ports; on SQLite there is one of them."""
+
+    name: str
+    port: int
+    admin_port: int
+    process: Process
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self.process.kill()
+
+    def pause(self) -> None:
+        """Suspend it (SIGSTOP)."""
+        self.process.popen.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.popen.send_signal(signal.SIGCONT)
+
+
+@dataclass
 class Scene:
     """
     Made by `open_scene`.
@@ -73,17 +94,25 @@ class Scene:
     tee: str = "simulated"
     policy: Path | None = None
     database: str | None = None
-    custodian: Process = field(init=False)
     consumers: Consumers = field(init=False)
     loan: LoanId = field(init=False)
+    replicas: list[Replica] = field(default_factory=list)
     enclaves: list[Enclave] = field(default_factory=list)
 
     @property
     def folder(self) -> DataFolder:
         return DataFolder(self.stage.data)
 
+    @property
+    def custodian(self) -> Replica:
+        """The first of them."""
+        return self.replicas[0]
+
     def admin(self) -> AdminClient:
-        return AdminClient.of(f"http://127.0.0.1:{self.stage.admin_port}", self.folder.admin_token)
+        """Return a client of the first admin API that answers, else of the first."""
+        ports = [each.admin_port for each in self.replicas]
+        port = next(filter(answers, ports), ports[0])
+        return AdminClient.of(f"http://127.0.0.1:{port}", self.folder.admin_token)
 
     # --- setting it up -------------------------------------------------------------------------
 
@@ -105,7 +134,7 @@ class Scene:
                 address=f"127.0.0.1:{self.stage.custodian_port}",
             )
         self.loan = lent.loan.loan
-        self.start_custodian()
+        self.add_replica()
         self.consumers = self.make_consumers()
 
     def make_consumers(self) -> Consumers:
@@ -116,15 +145,30 @@ class Scene:
             api_key=self.folder.consumer_key.read_text().strip(),
         )
 
-    def start_custodian(self, *more: str) -> Process:
-        """Start it again, as an operator would."""
-        self.custodian = self.stage.serve_custodian("--log-level", "warning", *more)
-        return self.custodian
+    def add_replica(self) -> Replica:
+        """Start one more custodian on the same ledger; enclaves that are added later know it."""
+        first = not self.replicas
+        name = f"custodian-{len(self.replicas) + 1}"
+        port = self.stage.custodian_port if first else free_port()
+        admin_port = self.stage.admin_port if first else free_port()
+        replica = Replica(name, port, admin_port, self._serve(name, port, admin_port))
+        self.replicas.append(replica)
+        return replica
+
+    def restart_custodian(self, replica: Replica | None = None) -> None:
+        """Start a custodian that is dead again, as an operator would."""
+        one = replica or self.custodian
+        one.process = self._serve(one.name, one.port, one.admin_port)
+
+    def _serve(self, name: str, port: int, admin_port: int) -> Process:
+        return self.stage.serve_custodian(
+            "--log-level", "warning", name=name, port=port, admin_port=admin_port
+        )
 
     def add_enclave(self, *, environment: Mapping[str, str] | None = None) -> Enclave:
         """Start an enclave behind a wire of its own, and wait until it serves."""
         name = f"enclave-{len(self.enclaves) + 1}"
-        proxy = Proxy(self.background, [self.stage.custodian_port])
+        proxy = Proxy(self.background, [each.port for each in self.replicas])
         ticket = read_ticket(self.folder.ticket)
         diverted = self.stage.folder / f"{name}.toml"
         diverted.write_text(
@@ -149,13 +193,6 @@ class Scene:
             port=port, ticket=ticket, environment=environment, wait=False,
         )  # fmt: skip
         return process
-
-    def pause_custodian(self) -> None:
-        """Suspend it (SIGSTOP)."""
-        self.custodian.popen.send_signal(signal.SIGSTOP)
-
-    def custodian_goes_on(self) -> None:
-        self.custodian.popen.send_signal(signal.SIGCONT)
 
     # --- what the operator does ----------------------------------------------------------------
 
