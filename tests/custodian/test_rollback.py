@@ -278,7 +278,7 @@ def test_a_statement_of_ours_that_the_ledger_does_not_know_holds_it(
     handing_in = HandingIn(ledger=ledger.ledger, custodian_key=ledger.key.public_key)
     ledger.told.pushes.clear()
     handing_in.shown(shown)
-    assert held_code(ledger) == "rollback.behind"
+    assert held_code(ledger) == "rollback.statement"
     assert [type(push.message) for push in ledger.told.pushes] == [LoanChanged]
     assert ledger.told.pushes[0].message.state == HELD
     refuses_everything(ledger, loan, enclave)

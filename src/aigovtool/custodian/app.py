@@ -8,6 +8,7 @@ what should exist: a wrong path is an error, not a new custodian.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import secrets
@@ -22,7 +23,7 @@ from aigovtool.attestation.verify import judge
 from aigovtool.clock import Clock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.crypto.tls import make_custodian_root
-from aigovtool.custodian import files, vault
+from aigovtool.custodian import files, rollback, vault
 from aigovtool.custodian.accounting import Accounting
 from aigovtool.custodian.admission import Admission
 from aigovtool.custodian.appraisal import Appraiser, Completes
@@ -49,6 +50,7 @@ from aigovtool.custodian.mark import Mark, held_mark, mark_path
 from aigovtool.custodian.metrics import Metrics
 from aigovtool.custodian.notices import Notices
 from aigovtool.custodian.reattestation import Reattestation
+from aigovtool.custodian.reconciling import Reconciling
 from aigovtool.custodian.records import Custodian, LogHead
 from aigovtool.custodian.release import Releasing
 from aigovtool.custodian.sessions import Sessions
@@ -58,9 +60,16 @@ from aigovtool.custodian.upload import Uploads
 from aigovtool.custodian.vault import Vault
 from aigovtool.custodian.verdicts import Verdicts
 from aigovtool.custodian.webhooks import Webhooks
-from aigovtool.errors import ConfigurationError, ConflictError
+from aigovtool.errors import (
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    VerificationError,
+)
 
 MOST_REPLICAS = 64  # with one data folder
+LOOKS_AT_LOG = 5  # a replica beside us may publish between our looks at ledger and log
 POOL_THREADS = 4  # appraisals and the admin API; reports have a thread of their own
 
 POLICY_PREFACE = """What evidence new loans accept: one [[accept]] table for each kind.
@@ -92,10 +101,22 @@ class App:
     reattestation: Reattestation
     accounting: Accounting
     uploads: Uploads
+    reconciling: Reconciling
     logbook: Logbook
     notices: Notices
     reports: ThreadPoolExecutor
     pool: ThreadPoolExecutor
+
+    def adopt_log(self, *, actor: str) -> None:
+        """
+        After a reconciliation: let the published log go on from where it was, if it was ahead.
+
+        Raises:
+            RefusedError: it is damaged, or of another history; nothing more is logged until the
+                operator has moved it away.
+        """
+        with contextlib.suppress(NotFoundError):  # nothing was ever published
+            self.logbook.adopt(actor=actor)
 
 
 def initialise(
@@ -261,7 +282,7 @@ def open_custodian(
             opened = _own_mark(folder, identity.public_key, environ)
         else:
             opened = held_mark(path, identity.public_key, shared=shared)
-        yield _build(
+        app = _build(
             folder,
             log_head=log_head,
             mark=stack.enter_context(opened),
@@ -275,6 +296,20 @@ def open_custodian(
             courier=courier,
             stack=stack,
         )
+        _hold_behind_log(app)
+        yield app
+
+
+def _hold_behind_log(app: App) -> None:
+    """A ledger that is older than the log it published was rolled back, mark or no mark."""
+    for _ in range(LOOKS_AT_LOG):
+        try:
+            app.logbook.check_not_rolled_back()
+        except (RefusedError, VerificationError) as error:
+            behind = dataclasses.replace(error.reasons[0], code=rollback.BEHIND_LOG)
+        else:
+            return
+    app.ledger.hold(behind)
 
 
 @contextlib.contextmanager
@@ -367,6 +402,7 @@ def _build(
         reattestation=Reattestation(ledger=ledger, appraiser=appraiser),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
         notices=Notices(ledger=ledger, key=key, publisher=hub),
+        reconciling=Reconciling(ledger=ledger, custodian_key=key.public_key),
         logbook=Logbook(
             store=store,
             files=LogFiles(disk=FolderDisk(folder.log), verifier=log_key.verifier),

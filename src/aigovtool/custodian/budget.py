@@ -146,8 +146,8 @@ def settle_late(account: Account, credits: int, used: int, *, refunded: bool) ->
     Settle a forfeited lease after all.
 
     Args:
-        refunded: the lease was refunded meanwhile, or written off when the ledger had been rolled
-            back, so its unused credits do not come back again.
+        refunded: the lease was refunded meanwhile, or written off after a rollback of the ledger,
+            so its unused credits do not come back again.
 
     Raises:
         MalformedError: *used* is negative or more than the lease held.

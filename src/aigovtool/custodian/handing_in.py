@@ -10,6 +10,8 @@ Rule 3: what is handed in is kept as it came, and applied by a reconciliation.
 
 from __future__ import annotations
 
+import dataclasses
+
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import verify_signature
 from aigovtool.custodian import rollback
@@ -17,11 +19,11 @@ from aigovtool.custodian.ledger import Ledger, loan_of
 from aigovtool.custodian.records import HandedIn
 from aigovtool.custodian.sessions import terms_of
 from aigovtool.custodian.settling import OpenedSettlement, open_settlements
-from aigovtool.errors import UnavailableError, VerificationError
+from aigovtool.errors import MalformedError, UnavailableError, VerificationError
 from aigovtool.ids import LoanId
 from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import HELD, Hello, Report, ReportAnswer, Welcome
-from aigovtool.wire.enrolment import SessionStatement
+from aigovtool.wire.enrolment import LedgerHead, SessionStatement
 
 
 class HandingIn:
@@ -44,8 +46,22 @@ class HandingIn:
         with self._ledger.read() as tx:
             lost = rollback.lost_since(tx, statement.head)
         if lost is not None:
+            if self._newer_than_the_mark(statement.head):
+                lost = dataclasses.replace(lost, code=rollback.BY_STATEMENT)
             self._ledger.hold(lost)
         return statement
+
+    def _newer_than_the_mark(self, head: LedgerHead) -> bool:
+        """Whether the mark cannot vouch for what was left: it does not know of *head* either."""
+        try:
+            marked = self._ledger.mark.read()
+        except MalformedError:
+            return True
+        return (
+            marked is None
+            or marked.head.incarnation != head.incarnation
+            or marked.head.event < head.event
+        )
 
     def identify(self, hello: Hello, nonce: bytes, loan: LoanId) -> SessionStatement:
         """

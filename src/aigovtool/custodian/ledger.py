@@ -330,8 +330,23 @@ class Ledger:
     def hold(self, reason: Reason) -> None:
         """Lease, release and grant nothing more, until an operator has reconciled the ledger."""
         with self._deciding:
-            if self._hold is None:
+            # that a mark is not the newest either counts for more than what was found before
+            disproved = reason.code == rollback.BY_STATEMENT
+            if self._hold is None or (disproved and self._hold.code != rollback.BY_STATEMENT):
                 self._hold_for(reason)
+
+    def refresh(self) -> None:
+        """Follow what another replica found out, or an operator mended beside it."""
+        with self._deciding:
+            with self._store.read() as tx:
+                life = tx.life()
+            # only a reconciliation begins a life: without one the hold itself was lost
+            reconciled = life.hold is None and life.incarnation != self._head.incarnation
+            if self._hold is None:
+                self._hold = life.hold
+            elif reconciled and self._hold.code.startswith(rollback.LOST):
+                self._mark_anew()
+                self._hold = None
 
     @contextlib.contextmanager
     def reconciling(self) -> Iterator[Entry]:
@@ -394,9 +409,7 @@ class Ledger:
         told = LoanChanged(state=HELD, reason=hold.reason)
         try:
             with self._store.write() as tx:
-                tx.set_hold(hold)
-                entry = Entry(tx, hold.since)
-                entry.event("ledger.held", actor="custodian", code=hold.code, reason=hold.reason)
+                rollback.note_hold(tx, hold, after=self._head.event)
                 loans = tx.loans()
         except AIGovToolError as error:
             _log.error("that the ledger is held could not be written: %s", error)

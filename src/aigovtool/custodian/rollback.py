@@ -12,18 +12,23 @@ What judges here reads the ledger and changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.mark import AccountId, Mark, Marked
 from aigovtool.custodian.records import Event, Hold
-from aigovtool.custodian.store.base import Reading
+from aigovtool.custodian.store.base import Reading, Writing
 from aigovtool.custodian.store.rows import to_us
 from aigovtool.errors import MalformedError, PromiseBrokenError, Reason, UnavailableError
 from aigovtool.ids import DIGEST_BYTES, sha256
 from aigovtool.wire.enrolment import LedgerHead
 
 LOST = "rollback."  # the codes of what shows that the ledger has lost something begin so
+HELD_EVENT = "ledger.held"
+BY_STATEMENT = "rollback.statement"  # a statement of ours shows more than ledger and mark know
+BEHIND_LOG = "rollback.log"  # the published log knows more than the ledger
 RETRY_AFTER_S = 30.0  # a person has to act
 
 
@@ -95,6 +100,44 @@ def lost_since(tx: Reading, seen: LedgerHead) -> Reason | None:
             came=digest_of(event).hex(),
         )
     return None
+
+
+def note_hold(tx: Writing, hold: Hold, *, after: int) -> None:
+    """Write that the ledger is held from here, *after* being its newest event before that."""
+    tx.lift_hold()
+    tx.set_hold(hold)
+    tx.insert_event(
+        time=hold.since,
+        kind=HELD_EVENT,
+        actor="custodian",
+        loan=None,
+        session=None,
+        consumer=None,
+        lease=None,
+        detail=msgspec.json.encode({"code": hold.code, "reason": hold.reason, "after": after}),
+    )
+
+
+def vouches(tx: Reading, marked: Marked, hold: Hold, past: Sequence[bytes]) -> bool:
+    """
+    Whether a mark is the newest there is, so that it knows what was left when the ledger was lost.
+
+    1. Nothing was written after it that it does not know (`Marked.current`).
+    2. No statement of ours, nor the published log, knows more than it.
+    3. It is of no life of the ledger that has ended; *past* are those.
+    4. It is not older than the copy itself, which then was served elsewhere.
+    """
+    disproved = hold.code in (BY_STATEMENT, BEHIND_LOG)
+    if not marked.current or disproved or marked.head.incarnation in past:
+        return False
+    held = tx.last_event_of_kind(HELD_EVENT)
+    if held is None or not hold.code.startswith(LOST):
+        return False
+    return marked.head.event >= msgspec.json.decode(held.detail, type=_HeldDetail).after
+
+
+class _HeldDetail(msgspec.Struct, frozen=True):
+    after: int
 
 
 def judge_mark(tx: Reading, mark: Mark) -> tuple[Marked | None, Reason | None]:

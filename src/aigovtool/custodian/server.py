@@ -178,6 +178,7 @@ class Server:
         while True:
             try:
                 await off_loop(self._app.pool, self._app.ledger.mark.sync)
+                await off_loop(self._app.pool, self._app.ledger.refresh)
                 if self._app.ledger.held is None:
                     await off_loop(self._app.reports, self._app.sessions.sweep)
                     await off_loop(self._app.reports, self._app.consumers.sweep)
@@ -198,6 +199,8 @@ class Server:
 
     async def _log(self) -> None:
         """Bring the transparency log up to date; what it cannot do now is done the next time."""
+        if self._app.ledger.held is not None:
+            return  # what an older copy would publish could be another history
         try:
             await off_loop(self._app.pool, self._app.logbook.run)
         except AIGovToolError as error:

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from aigovtool.crypto.labels import Label
 from aigovtool.custodian import budget, periods, rates
@@ -31,10 +32,10 @@ from aigovtool.custodian.records import (
     SettlementRow,
 )
 from aigovtool.errors import ConflictError, MalformedError, VerificationError
-from aigovtool.ids import DIGEST_BYTES, ConsumerId, LeaseId
+from aigovtool.ids import DIGEST_BYTES, ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import MAX_SETTLEMENTS, CreditsFreed, Settlement
-from aigovtool.wire.enrolment import SessionStatement
+from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.limits import Rate
 
 
@@ -46,14 +47,20 @@ class OpenedSettlement:
     signed: Signed
 
 
-def open_settlements(
-    signed: Sequence[Signed], session: Session | SessionStatement
-) -> list[OpenedSettlement]:
+class Signs(Protocol):
+    """Who signs settlements: a session as the ledger has it, or as the custodian once stated it."""
+
+    @property
+    def loan(self) -> LoanId: ...
+    @property
+    def session(self) -> SessionId: ...
+    @property
+    def keys(self) -> Keys: ...
+
+
+def open_settlements(signed: Sequence[Signed], session: Signs) -> list[OpenedSettlement]:
     """
     Check settlements by themselves.
-
-    Args:
-        session: as the ledger knows it, or as the custodian once stated it.
 
     Raises:
         VerificationError: not signed by the session, or about another one.
@@ -68,7 +75,7 @@ def open_settlements(
     return [OpenedSettlement(_open(each, session), each) for each in signed]
 
 
-def _open(signed: Signed, session: Session | SessionStatement) -> Settlement:
+def _open(signed: Signed, session: Signs) -> Settlement:
     settlement = open_signed(
         signed, Settlement, public_key=session.keys.signing_key, label=Label.SETTLEMENT
     )
@@ -303,6 +310,13 @@ class Books:
             credits=row.credits,
         )
 
+    def charge(self, consumer_id: ConsumerId, credits: int) -> None:
+        """Charge a consumer's own budget with what it may have used by leases that nobody knows."""
+        account = self.consumer(consumer_id).account
+        self._set(
+            self.consumer(consumer_id), budget.forfeit(budget.lease(account, credits), credits)
+        )
+
     def grant(self, credits: int) -> None:
         """Add credits to the loan."""
         self.account = budget.grant(self.account, credits)
@@ -346,6 +360,6 @@ def _room(rate: Rate | None, full_at: datetime | None, now: datetime, price: int
 
 def _settled(account: Account, row: LeaseRow, credits: int, used: int) -> Account:
     if row.state is LeaseState.FORFEITED:
-        returned = row.refunded is not None or row.written_off is not None
-        return budget.settle_late(account, credits, used, refunded=returned)
+        charged = row.refunded is not None or row.written_off is not None
+        return budget.settle_late(account, credits, used, refunded=charged)
     return budget.settle(account, credits, used)

@@ -25,6 +25,7 @@ from aigovtool.enclave.config import EnclaveConfig, Limits, is_loopback, read_ad
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Flights
+from aigovtool.enclave.keepsake import Keepsake
 from aigovtool.enclave.keys import ProcessKeys, make_keys
 from aigovtool.enclave.loader import Loader, Progress
 from aigovtool.enclave.metrics import Metrics, Tally
@@ -118,6 +119,7 @@ async def serve(
                 keys=keys,
                 loan=ticket.loan,
                 max_waiting=(limits.max_waiting, limits.max_waiting_each),
+                keepsake=Keepsake(config.cache, custodian_key=client.custodian.key),
                 clock=clock,
                 cache=config.cache,
             )

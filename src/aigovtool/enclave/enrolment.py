@@ -49,10 +49,18 @@ class Enrolment:
 
 
 async def enrol(
-    client: CustodianClient, *, attester: Attester, keys: ProcessKeys, loan: LoanId
+    client: CustodianClient,
+    *,
+    attester: Attester,
+    keys: ProcessKeys,
+    loan: LoanId,
+    newest: Signed | None = None,
 ) -> Enrolment:
     """
     Enrol once. The session's HPKE key lives only in here: what was sealed to it is opened once.
+
+    Args:
+        newest: the newest statement of the custodian's that is known here, to be shown to it.
 
     Raises:
         AIGovToolError: as `CustodianClient.enrol`, or an attester that cannot make evidence.
@@ -78,6 +86,7 @@ async def enrol(
             evidence=documents(evidence),
             endorsements=documents(endorsements),
             software=f"aigovtool/{__version__}",
+            statement=newest,
         )
     )
     verified = verify_manifest(release.manifest, custodian_key)

@@ -19,6 +19,7 @@ from aigovtool.enclave.control import CLOSED, Conversation, Ending
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.enrolment import Enrolment, enrol
+from aigovtool.enclave.keepsake import Keepsake
 from aigovtool.enclave.keys import ProcessKeys
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.loader import Loader
@@ -32,6 +33,7 @@ from aigovtool.telemetry.logs import event
 
 REFUSED_FIRST_S = 1.0
 REFUSED_LONGEST_S = 30.0
+KEEP_EVERY_S = 5.0  # the custodian's newest statement, for a custodian that was rolled back
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +51,11 @@ class Supervisor:
         keys: ProcessKeys,
         loan: LoanId,
         max_waiting: tuple[int, int],
+        keepsake: Keepsake,
         clock: Clock,
         cache: Path | None = None,
     ) -> None:
+        self._keepsake = keepsake
         self._enclave = enclave
         self._client = client
         self._loader = loader
@@ -116,7 +120,11 @@ class Supervisor:
                 )
             try:
                 enrolment = await enrol(
-                    self._client, attester=self._attester, keys=self._keys, loan=self._loan
+                    self._client,
+                    attester=self._attester,
+                    keys=self._keys,
+                    loan=self._loan,
+                    newest=self._keepsake.newest,
                 )
             except LoanNotActiveError as error:
                 if any(CLOSED in (reason.code, reason.came) for reason in error.reasons):
@@ -165,6 +173,7 @@ class Supervisor:
             wakeup=wakeup,
         )
         talking = asyncio.create_task(conversation.run())
+        keeping = asyncio.create_task(self._keep(session))
         try:
             await asyncio.wait({loading, talking}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not loading.cancelled() and enclave.life.state is State.LOADING:
@@ -183,9 +192,16 @@ class Supervisor:
             await talking
         finally:
             talking.cancel()
-            await asyncio.wait({talking})
+            keeping.cancel()
+            await asyncio.wait({talking, keeping})
+            self._keepsake.keep(session.renewal.newest_statement)
             await enclave.wipe()
             self._conversation = None
+
+    async def _keep(self, session: Session) -> None:
+        while True:
+            self._keepsake.keep(session.renewal.newest_statement)
+            await asyncio.sleep(KEEP_EVERY_S)
 
     async def _load(self, enrolment: Enrolment) -> TensorModel:
         try:

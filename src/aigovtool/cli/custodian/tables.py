@@ -12,6 +12,7 @@ from rich.text import Text
 
 from aigovtool.cli.output import SIMULATED
 from aigovtool.custodian.api import views
+from aigovtool.custodian.reconciling import Reconciled
 
 _STATES = {
     "active": "green",
@@ -331,3 +332,42 @@ def snapshot(now: views.Snapshot) -> RenderableType:
         parts += [Text("requests for more", style="bold yellow"), requests(now.requests)]
     parts.append(events(now.events, one_line=True))
     return Group(*parts)
+
+
+def reconciled(done: Reconciled) -> RenderableType:
+    """What a reconciliation did or would do, account by account."""
+    mark = "vouches for what was left" if done.vouched else "does not vouch: all that was left goes"
+    lines: list[RenderableType] = [
+        Text(("reconciled: " if done.applied else "held: ") + done.reason),
+        Text(
+            f"mark {mark}; {done.handed_in} settlements handed in, "
+            f"{done.receipts_refused} receipts refused, {done.sessions_ended} sessions end"
+        ),
+        table(
+            "accounts",
+            [
+                "account", "name", "granted", "left", "left by mark", "shown used",
+                "granted again", "open, charged", "charged", "as", "left now", "state",
+            ],
+            [
+                [
+                    one.account,
+                    one.name,
+                    one.ledger_granted,
+                    one.ledger_left,
+                    "unknown" if one.mark_left is None else one.mark_left,
+                    one.shown,
+                    one.granted_again,
+                    one.open_charged,
+                    one.charged,
+                    one.charged_as,
+                    one.left,
+                    one.state,
+                ]
+                for one in done.accounts
+            ],
+        ),
+    ]  # fmt: skip
+    if done.lost:
+        lines.append(Text("made after the copy, and lost: " + ", ".join(done.lost)))
+    return Group(*lines)

@@ -29,12 +29,13 @@ from aigovtool.custodian.api.openapi import Operation, describe
 from aigovtool.custodian.app import App
 from aigovtool.custodian.documents import manifest_text, ticket_text
 from aigovtool.custodian.ledger import loan_of, only_loan, session_of
+from aigovtool.custodian.reconciling import Reconciled
 from aigovtool.custodian.records import Loan, RequestId, RequestState, Webhook, WebhookId
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import ConfigurationError, MalformedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.telemetry.metrics import render
-from aigovtool.wire.codec import decode
+from aigovtool.wire.codec import MAX_MESSAGE_BYTES, decode
 from aigovtool.wire.log import LOG_PATH
 from aigovtool.wire.statement import StatementFile
 
@@ -296,6 +297,30 @@ class AdminDoor:
         return await self._loan_after(
             request, lambda loan: self._app.loans.close(loan, reason=why.reason, actor=ADMIN)
         )
+
+    async def hold(self, request: Request) -> Response:
+        held = self._app.ledger.held
+        return json_response(
+            views.HoldView(
+                held=held is not None,
+                code=None if held is None else held.code,
+                reason=None if held is None else held.reason,
+                since=None if held is None else held.since,
+            )
+        )
+
+    async def reconcile(self, request: Request) -> Response:
+        asked = decode(await read_body(request, MAX_MESSAGE_BYTES) or b"{}", views.Reconcile)
+
+        def run() -> Reconciled:
+            done = self._app.reconciling.run(
+                asked.shown, apply=asked.apply, actor=ADMIN, reason=asked.reason
+            )
+            if done.applied:
+                self._app.adopt_log(actor=ADMIN)
+            return done
+
+        return json_response(await off_loop(self._app.reports, run))
 
     async def new_ticket(self, request: Request) -> Response:
         loan = LoanId(request.path_params["loan"])
@@ -569,6 +594,14 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             door.close_loan,
             views.Why,
             views.LoanView,
+        ),
+        _get(f"{v1}/hold", "Say whether the ledger is held, and why", door.hold, views.HoldView),
+        _post(
+            f"{v1}/reconciliation",
+            "Reconcile a held ledger, or show what that would do",
+            door.reconcile,
+            views.Reconcile,
+            Reconciled,
         ),
         _post(
             f"{v1}/loans/{{loan}}/terms",

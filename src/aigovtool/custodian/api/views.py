@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from aigovtool.attestation.evidence import Tee
 from aigovtool.custodian import budget
 from aigovtool.custodian.ageing import DIVISORS
+from aigovtool.custodian.evidence import Shown
 from aigovtool.custodian.ledger import standing_of
 from aigovtool.custodian.lifecycle import state_at
 from aigovtool.custodian.loans import exposure_of
@@ -421,6 +422,29 @@ class Why(Message, frozen=True, kw_only=True):
     """A reason, for the events."""
 
     reason: Reason = ""
+
+
+class HoldView(Message, frozen=True, kw_only=True):
+    """Whether nothing is leased, released or granted because the ledger was rolled back."""
+
+    held: bool
+    code: str | None
+    reason: str | None
+    since: datetime | None
+
+
+class Reconcile(Message, frozen=True, kw_only=True):
+    """
+    A reconciliation of a held ledger.
+
+    Args:
+        apply: do it; else it is only shown what that would do.
+        shown: receipts that consumers kept, and statements of their sessions.
+    """
+
+    apply: bool = False
+    reason: Reason = ""
+    shown: Shown = Shown()
 
 
 class Approval(Message, frozen=True, kw_only=True):

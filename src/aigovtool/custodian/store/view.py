@@ -382,6 +382,10 @@ class View(ABC):
         row = self._one("event", number=number)
         return None if row is None else rows.event_of(row)
 
+    def last_event_of_kind(self, kind: str) -> Event | None:
+        row = self._one("last_event_of_kind", kind=kind)
+        return None if row is None else rows.event_of(row)
+
     def unsettled_leases_of_loan(self, loan: LoanId) -> Sequence[LeaseRow]:
         return [self._with_caps(row) for row in self._all("unsettled_leases_of_loan", loan=loan)]
 

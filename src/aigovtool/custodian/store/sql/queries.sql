@@ -616,6 +616,11 @@ SELECT leaf, event, salt, entry FROM log_entries WHERE event = :event;
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
 FROM events WHERE number = :number;
 
+-- name: last_event_of_kind
+-- The newest event of a kind.
+SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
+FROM events WHERE kind = :kind ORDER BY number DESC LIMIT 1;
+
 -- name: unsettled_leases_of_loan
 -- Leases whose use is not known, the oldest first.
 SELECT lease, session, loan, number, credits, duration_us, granted_us, expires_us, state, used,
