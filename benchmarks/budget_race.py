@@ -3,12 +3,12 @@
 
     python -m benchmarks.budget_race --venv DIR [--requests 200] [--fits 20] [--json]
 
-LiteLLM is installed into a virtual environment of its own in DIR (``litellm[proxy]``, in the version
-that the package index has), unless it is there. Its budgets of keys and users need a PostgreSQL database
+LiteLLM is installed into a virtual environment of its own in DIR (``litellm[proxy]`` of
+the package index), unless it is there. Its budgets of keys and users need a PostgreSQL database
 and the Prisma engines, which are downloaded from elsewhere: they are not compared. What is compared
-is its budget without a database, for a provider, in memory (``provider_budget_config``), set
-in USD so that `--fits` requests are as much as it holds. Behind it is a server of ours on loopback
-that answers like a model after `--seconds`, and counts what reaches it.
+is its budget without a database, for a provider, in memory (``provider_budget_config``), set in USD
+so that `--fits` requests are as much as it holds. Behind it is a server of ours on loopback that
+answers like a model after `--seconds`, and counts what reaches it.
 
 Ours is a custodian and an enclave with that many credits, and the demo's model.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aigovtool.drill import collateral, cutoffs, losses, replays
+from aigovtool.drill import collateral, cutoffs, losses, replays, restores
 from aigovtool.drill.rehearsal import Scenario
 
 SCENARIOS = (
@@ -13,6 +13,7 @@ SCENARIOS = (
     Scenario("stop", "the loan is stopped during load", cutoffs.stop_under_load),
     Scenario("race", "enclaves race for the last credits", losses.race),
     Scenario("replay", "old messages are sent again", replays.replay),
+    Scenario("restore", "old disks are put back", restores.restore),
     Scenario(
         "collateral",
         "the vendor's collateral expires",
