@@ -23,12 +23,14 @@ from aigovtool.custodian.admission import Admission
 from aigovtool.custodian.archive import Exhibit
 from aigovtool.custodian.grants import Grants
 from aigovtool.custodian.leasing import Leasing
-from aigovtool.custodian.ledger import Ledger, Push, loan_of
+from aigovtool.custodian.ledger import Ledger, loan_of
 from aigovtool.custodian.loans import Loans
 from aigovtool.custodian.mark import Mark
+from aigovtool.custodian.pushes import Push, announced
 from aigovtool.custodian.records import Loan, LoanTerms, Model
+from aigovtool.custodian.replicas import Replicas
 from aigovtool.custodian.sessions import Sessions
-from aigovtool.custodian.store.base import Reading, Store, Writing
+from aigovtool.custodian.store.base import Listener, Reading, Store, Writing
 from aigovtool.custodian.store.postgres import PostgresStore
 from aigovtool.custodian.store.sqlite import SqliteStore
 from aigovtool.errors import UnavailableError
@@ -90,8 +92,19 @@ class Told:
 
     pushes: list[Push] = field(default_factory=list)
 
+    parts: int = 0  # how often we were parted from other replicas
+
     def publish(self, push: Push) -> None:
         self.pushes.append(push)
+
+    def joined(self) -> None:
+        pass
+
+    def told(self, message: bytes) -> None:
+        self.pushes.append(announced(message))
+
+    def parted(self) -> None:
+        self.parts += 1
 
     def changed(self) -> None:
         pass
@@ -184,6 +197,17 @@ class BreakingStore:
         if how == "kept":
             raise UnavailableError("the disk failed, after it had kept everything")
 
+    def join(self, listener: Listener) -> None:
+        self._inner.join(listener)
+
+    @property
+    def replica(self) -> int | None:
+        return self._inner.replica
+
+    @property
+    def shared(self) -> bool:
+        return self._inner.shared
+
     def close(self) -> None:
         self._inner.close()
 
@@ -195,9 +219,11 @@ class Bench:
     Args:
         folder: where the ledger's file is.
         database: URL of a PostgreSQL database that holds a new ledger, instead of the file.
+        replica: whether others serve it too; then pushes are announced.
     """
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
+    def __init__(self, folder: Path, database: str | None = None, *, replica: bool = False) -> None:
+        self.replica = replica
         self.path = folder / "ledger.db"
         self.database = database
         self.clock = SetClock()
@@ -212,13 +238,16 @@ class Bench:
         self.store = BreakingStore(
             SqliteStore.open(self.path) if url is None else PostgresStore.open(url)
         )
-        self.mark = Mark(self.path.with_name("mark"), self.key.public_key)
+        self.mark = Mark(self.path.with_name("mark"), self.key.public_key, shared=self.replica)
         self.ledger = Ledger(
             store=self.store, clock=self.clock, publisher=self.told, mark=self.mark
         )
         self.loans = Loans(ledger=self.ledger)
         self.grants = Grants(ledger=self.ledger)
+        if self.replica:
+            self.ledger.join(self.told)
         self.sessions = Sessions(ledger=self.ledger)
+        self.replicas = Replicas(ledger=self.ledger)
         self.leasing = Leasing(ledger=self.ledger, key=self.key)
         self.admission = Admission(ledger=self.ledger)
 
@@ -229,7 +258,7 @@ class Bench:
     def reopen(self) -> None:
         self.close()
         self._open()
-        self.sessions.start()
+        self.replicas.start()
 
     def lend(self, credits: int, **terms: object) -> Loan:
         with self.ledger.write() as entry:

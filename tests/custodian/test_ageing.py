@@ -459,7 +459,7 @@ def test_a_nonce_that_was_not_kept_is_not_sent(
 def test_what_a_session_is_asked_survives_a_restart(scene: Scene) -> None:
     enclave = scene.enrol()
     shown = scene.shows(enclave, scene.asked(enclave))
-    scene.made.app.sessions.start()
+    scene.made.app.replicas.start()
     scene.made.app.sessions.connect(enclave.session)
     scene.made.app.reattestation.connected(enclave.session)
     assert scene.is_refused(enclave, shown) == ["reattestation.nonce"]

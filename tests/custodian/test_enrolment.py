@@ -17,13 +17,12 @@ from aigovtool.errors import (
     UnauthenticatedError,
     VerificationError,
 )
-from aigovtool.ids import LoanId
 from aigovtool.sealing.manifest import verify_manifest
 from aigovtool.simulation.platform import SimulatedPlatform
 from aigovtool.wire.codec import decode, open_signed
 from aigovtool.wire.enrolment import ChallengeRequest, Documents, Keys, Secrets, SessionStatement
 from tests.custodian.house import EnclaveSide, House, house
-from tests.custodian.ledgers import SetClock
+from tests.custodian.ledgers import Bench, SetClock
 
 
 @pytest.fixture
@@ -144,16 +143,21 @@ def test_a_nonce_that_nobody_issued_is_refused(made: House) -> None:
     nothing_was_released(made)
 
 
-def test_nonces_are_bounded_and_of_one_loan(clock: SetClock) -> None:
-    challenges = Challenges(clock=clock)
-    mine, other = LoanId("mine"), LoanId("other")
+def test_nonces_are_bounded_and_of_one_loan(ledger: Bench) -> None:
+    challenges = Challenges(ledger=ledger.ledger)
+    mine, other = ledger.lend(1).loan, ledger.lend(1).loan
     theirs = challenges.issue(other)
-    issued = [challenges.issue(mine) for _ in range(MAX_CHALLENGES_PER_LOAN + 1)]
+    issued = []
+    for _ in range(MAX_CHALLENGES_PER_LOAN + 1):
+        ledger.clock.forward(0.1)
+        issued.append(challenges.issue(mine))
     with pytest.raises(VerificationError):
         challenges.redeem(mine, issued[0])  # the oldest gave way
     with pytest.raises(VerificationError):
         challenges.redeem(mine, theirs)
     challenges.redeem(mine, issued[1])
+    with pytest.raises(VerificationError):
+        challenges.redeem(mine, issued[1])
     challenges.redeem(other, theirs)
 
 

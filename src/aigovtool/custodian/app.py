@@ -53,6 +53,7 @@ from aigovtool.custodian.reattestation import Reattestation
 from aigovtool.custodian.reconciling import Reconciling
 from aigovtool.custodian.records import Custodian, LogHead
 from aigovtool.custodian.release import Releasing
+from aigovtool.custodian.replicas import Replicas
 from aigovtool.custodian.sessions import Sessions
 from aigovtool.custodian.store.base import Store
 from aigovtool.custodian.tokens import ADMIN, METRICS, hash_token, new_token
@@ -95,6 +96,7 @@ class App:
     consumers: Consumers
     grants: Grants
     sessions: Sessions
+    replicas: Replicas
     leasing: Leasing
     handing_in: HandingIn
     enrolment: Enrolment
@@ -388,11 +390,12 @@ def _build(
         consumers=Consumers(ledger=ledger),
         grants=Grants(ledger=ledger),
         sessions=Sessions(ledger=ledger),
+        replicas=Replicas(ledger=ledger),
         leasing=Leasing(ledger=ledger, key=key),
         handing_in=handing_in,
         enrolment=Enrolment(
             ledger=ledger,
-            challenges=Challenges(clock=clock),
+            challenges=Challenges(ledger=ledger),
             admission=Admission(ledger=ledger),
             release=Releasing(ledger=ledger, vault=keeper, key=key).release,
             appraiser=appraiser,

@@ -1,18 +1,18 @@
 """
 Nonces for enrolment: 32 random bytes, good for one loan, one use and a short time.
 
-They live in memory: a challenge that a restart forgets is asked for again. Their number is bounded
-for each loan, the oldest giving way, so that a ticket's holder can only crowd out itself.
+They are in the ledger, since the steps of one enrolment may come to different replicas. Their
+number is bounded for each loan, the oldest giving way, so that a ticket's holder can only crowd out
+itself.
 """
 
 from __future__ import annotations
 
 import secrets
-import threading
-from collections import OrderedDict
+from datetime import timedelta
 
 from aigovtool.attestation.binding import NONCE_BYTES
-from aigovtool.clock import Clock
+from aigovtool.custodian.ledger import Ledger
 from aigovtool.errors import VerificationError
 from aigovtool.ids import LoanId
 
@@ -23,19 +23,20 @@ MAX_CHALLENGES_PER_LOAN = 64
 class Challenges:
     """The nonces that are out."""
 
-    def __init__(self, *, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._out: dict[LoanId, OrderedDict[bytes, float]] = {}
+    def __init__(self, *, ledger: Ledger) -> None:
+        self._ledger = ledger
 
     def issue(self, loan: LoanId) -> bytes:
         """Return a fresh nonce."""
         nonce = secrets.token_bytes(NONCE_BYTES)
-        with self._lock:
-            of_loan = self._out.setdefault(loan, OrderedDict())
-            of_loan[nonce] = self._clock.monotonic_s() + CHALLENGE_LIFE_S
-            while len(of_loan) > MAX_CHALLENGES_PER_LOAN:
-                of_loan.popitem(last=False)
+        with self._ledger.write() as entry:
+            entry.tx.insert_challenge(
+                loan,
+                nonce,
+                now=entry.now,
+                expires=entry.now + timedelta(seconds=CHALLENGE_LIFE_S),
+                most=MAX_CHALLENGES_PER_LOAN,
+            )
         return nonce
 
     def redeem(self, loan: LoanId, nonce: bytes) -> None:
@@ -45,10 +46,9 @@ class Challenges:
         Raises:
             VerificationError: not issued for this loan, used before, or too old.
         """
-        with self._lock:
-            of_loan = self._out.get(loan)
-            expires_s = None if of_loan is None else of_loan.pop(nonce, None)
-        if expires_s is None or self._clock.monotonic_s() >= expires_s:
+        with self._ledger.write() as entry:
+            good = entry.tx.take_challenge(loan, nonce, entry.now)
+        if not good:
             raise VerificationError(
                 "the nonce is not one that was issued to this loan and is still good",
                 code="enrolment.nonce",

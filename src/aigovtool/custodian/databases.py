@@ -15,7 +15,8 @@ from pathlib import Path
 from aigovtool.custodian import files
 from aigovtool.custodian.data import DataFolder
 from aigovtool.custodian.store.base import Store
-from aigovtool.custodian.store.postgres import SCHEMES, PostgresStore, checked_url, is_postgres
+from aigovtool.custodian.store.postgres import PostgresStore
+from aigovtool.custodian.store.postgres_connection import SCHEMES, checked_url, is_postgres
 from aigovtool.custodian.store.sqlite import SqliteStore
 from aigovtool.errors import ConfigurationError
 

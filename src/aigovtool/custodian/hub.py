@@ -6,6 +6,8 @@ Rule 2: a connection that cannot keep up is dropped: on its return it is told th
         whole, so nothing is lost by it.
 Rule 3: a session has one connection at a time. Another one waits until the first is dead; it is
         pinged, so that it is known within seconds. Two that live at once would be clones.
+Rule 4: with several processes on one ledger, pushes come by `told`. A process that is parted from
+        the others hears nothing: it drops its connections and takes none, until it has joined.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from aigovtool.custodian.ledger import Push
+from aigovtool.custodian.pushes import Push, announced
 from aigovtool.errors import UnavailableError
 from aigovtool.ids import LoanId, SessionId
 from aigovtool.wire.control import FromCustodian
@@ -47,6 +49,7 @@ class Hub:
         self._connections: dict[SessionId, Connection] = {}
         self._of_loan: dict[LoanId, dict[SessionId, Connection]] = {}
         self._watchers: set[asyncio.Event] = set()
+        self._joined = False
         self.pushed = 0  # messages, since the start
 
     def start(self) -> None:
@@ -56,6 +59,19 @@ class Hub:
     def publish(self, push: Push) -> None:
         """Send to whom the push is for; from any thread."""
         self._soon(lambda: self._deliver(push))
+
+    def joined(self) -> None:
+        """Let connections in; from any thread, as all of `store.base.Listener`."""
+        self._joined = True
+
+    def told(self, message: bytes) -> None:
+        """Send what a decision of this process or another one announces."""
+        self.publish(announced(message))
+
+    def parted(self) -> None:
+        """Drop every connection: what is announced now comes to nobody here (Rule 4)."""
+        self._joined = False
+        self._soon(self.close_all)
 
     def changed(self) -> None:
         """Wake whoever watches; from any thread."""
@@ -100,8 +116,12 @@ class Hub:
         Be the connection of *session* for the length of the block.
 
         Raises:
-            UnavailableError: another one is alive.
+            UnavailableError: another one is alive, or this process hears of nothing.
         """
+        if not self._joined:
+            raise UnavailableError(
+                "this custodian is parted from its others", code="control.parted"
+            )
         try:
             async with asyncio.timeout(TAKEOVER_WAIT_S):
                 while (other := self._connections.get(session)) is not None:

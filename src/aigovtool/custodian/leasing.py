@@ -31,6 +31,7 @@ from aigovtool.custodian.ledger import (
 )
 from aigovtool.custodian.lifecycle import SessionState
 from aigovtool.custodian.records import LeaseRow, Loan, Session
+from aigovtool.custodian.replicas import check_ours
 from aigovtool.custodian.sessions import end_session, place_of
 from aigovtool.custodian.settling import Books, OpenedSettlement, open_settlements
 from aigovtool.errors import (
@@ -187,6 +188,7 @@ class Leasing:
     ) -> _Applied:
         digest = sha256(encode(report))
         session = session_of(entry.tx, session_id)
+        check_ours(session, self._ledger.replica)
         loan = loan_of(entry.tx, session.loan)
         if report.number == session.last_report and digest == session.report_sha256:
             decision = decode(session.decision, Decision)

@@ -28,6 +28,7 @@ from aigovtool.clock import Clock
 from aigovtool.custodian import rollback
 from aigovtool.custodian.lifecycle import LoanState, state_at
 from aigovtool.custodian.mark import INCARNATION_BYTES, Mark
+from aigovtool.custodian.pushes import Push, announcement
 from aigovtool.custodian.records import (
     Consumer,
     Event,
@@ -38,7 +39,7 @@ from aigovtool.custodian.records import (
     Session,
     Standing,
 )
-from aigovtool.custodian.store.base import Reading, Store, Writing
+from aigovtool.custodian.store.base import Listener, Reading, Store, Writing
 from aigovtool.custodian.webhooks import BUDGET_LOW, TOLD, body_of
 from aigovtool.errors import (
     AIGovToolError,
@@ -66,21 +67,6 @@ _MOVES_CREDITS = frozenset(
 _EVERYDAY = frozenset({"lease.granted", "lease.settled"})  # many a second
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Push:
-    """
-    A message to enclaves of *loan*: to all of them, to `only` one, or to all `but` one.
-
-    With `ends` the session's control connection is closed after it.
-    """
-
-    loan: LoanId
-    message: FromCustodian
-    only: SessionId | None = None
-    but: SessionId | None = None
-    ends: bool = False
 
 
 class Publisher(Protocol):
@@ -280,6 +266,20 @@ class Ledger:
         """What remembers, outside the ledger, how far it is."""
         return self._mark
 
+    def join(self, listener: Listener) -> None:
+        """Serve this ledger beside whoever else does; until the store is closed."""
+        self._store.join(listener)
+
+    @property
+    def replica(self) -> int | None:
+        """The number of this process among several; None when it is alone, or parted."""
+        return self._store.replica
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may serve this ledger."""
+        return self._store.shared
+
     def read(self) -> AbstractContextManager[Reading]:
         """Lend a consistent view as of now."""
         return self._store.read()
@@ -304,7 +304,8 @@ class Ledger:
                 entry = Entry(tx, self.clock.now())
                 yield entry
                 entry.finish()
-            self._kept(entry, life)
+                announced = _announce(tx, entry.pushes)
+            self._kept(entry, life, announced=announced)
 
     @contextlib.contextmanager
     def write_together(self) -> Iterator[Together]:
@@ -320,7 +321,8 @@ class Ledger:
                 life = _life(tx, while_held=False)
                 together = Together(tx, self.clock)
                 yield together
-            self._kept(together, life)
+                announced = _announce(tx, together.pushes)
+            self._kept(together, life, announced=announced)
 
     def check_not_held(self) -> None:
         """Raise UnavailableError when the ledger is held."""
@@ -362,11 +364,12 @@ class Ledger:
                 tx.begin_incarnation(new_incarnation(), entry.now)
                 tx.lift_hold()
                 yield entry
+                announced = _announce(tx, entry.pushes)
             self._mark_anew()
             self._hold = None
-            self._tell(entry.pushes, entry.noted)
+            self._tell([] if announced else entry.pushes, entry.noted)
 
-    def _kept(self, decided: Entry | Together, life: Life) -> None:
+    def _kept(self, decided: Entry | Together, life: Life, *, announced: bool) -> None:
         """What was decided is durable: let the mark know, then tell."""
         try:
             if decided.last is not None and life.incarnation is not None:
@@ -375,7 +378,7 @@ class Ledger:
                 self._mark.advance(self._head, decided.tx.touched)
         finally:
             # a stop is told whatever else fails; what gives needs a lease, and so the mark
-            self._tell(decided.pushes, decided.noted)
+            self._tell([] if announced else decided.pushes, decided.noted)
 
     def _tell(self, pushes: list[Push], noted: list[Noted]) -> None:
         for one in noted:
@@ -410,18 +413,22 @@ class Ledger:
         try:
             with self._store.write() as tx:
                 rollback.note_hold(tx, hold, after=self._head.event)
-                loans = tx.loans()
+                pushes = [Push(loan=loan.loan, message=told, ends=True) for loan in tx.loans()]
+                announced = _announce(tx, pushes)
         except AIGovToolError as error:
             _log.error("that the ledger is held could not be written: %s", error)
             return
-        for loan in loans:
-            self._publisher.publish(Push(loan=loan.loan, message=told, ends=True))
-        self._publisher.changed()
+        self._tell([] if announced else pushes, [])
 
     def _mark_anew(self) -> None:
         with self._store.read() as tx:
             self._head = rollback.head_of(tx)
             self._mark.begin(self._head, rollback.accounts_of(tx))
+
+
+def _announce(tx: Writing, pushes: list[Push]) -> bool:
+    """Announce *pushes* with what they follow from; False when we have to tell them ourselves."""
+    return tx.announce([announcement(push) for push in pushes])
 
 
 def _life(tx: Reading, *, while_held: bool) -> Life:

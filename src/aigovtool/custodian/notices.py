@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
-from aigovtool.custodian.ledger import Ledger, Publisher, Push, session_of
+from aigovtool.custodian.ledger import Ledger, Publisher, session_of
+from aigovtool.custodian.pushes import Push
 from aigovtool.custodian.records import GrantSeenRow, ToldGrant
 from aigovtool.errors import NotFoundError, VerificationError
 from aigovtool.ids import LoanId, SessionId, sha256

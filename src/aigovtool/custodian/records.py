@@ -163,6 +163,8 @@ class Session:
         last_report: number of the last report that was applied, 0 before the first.
         report_sha256: of that report, to tell a repetition from another with its number.
         decision: the answer that was decided on it, encoded.
+        replica: which of several processes holds its control connection, None when there is none
+            or only one process.
     """
 
     session: SessionId
@@ -179,6 +181,7 @@ class Session:
     last_report: int
     report_sha256: bytes
     decision: bytes
+    replica: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

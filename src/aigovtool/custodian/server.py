@@ -136,7 +136,8 @@ class Server:
         # without a certificate of its own, the admin's door takes plain HTTP and TLS
         for_anyone = either(tls) if admin_tls is None else always(admin_tls)
         app.hub.start()
-        await off_loop(app.reports, app.sessions.start)
+        await off_loop(app.reports, lambda: app.ledger.join(app.hub))
+        await off_loop(app.reports, app.replicas.start)
         try:
             # a second signal while it settles ends it at once: what is not settled is settled later
             with ended_by_signals(self._end.set):
@@ -179,6 +180,9 @@ class Server:
             try:
                 await off_loop(self._app.pool, self._app.ledger.mark.sync)
                 await off_loop(self._app.pool, self._app.ledger.refresh)
+                await off_loop(self._app.reports, self._app.replicas.sweep)
+                if self._app.ledger.shared:
+                    self._app.hub.changed()  # by others, perhaps
                 if self._app.ledger.held is None:
                     await off_loop(self._app.reports, self._app.sessions.sweep)
                     await off_loop(self._app.reports, self._app.consumers.sweep)
@@ -230,8 +234,9 @@ class Server:
                     changed.clear()
 
     def _leased(self) -> int:
-        with self._app.ledger.read() as tx:
-            return sum(loan.account.leased for loan in tx.loans())
+        ledger = self._app.ledger
+        with ledger.read() as tx:
+            return tx.leased_to_connected(ledger.replica)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -24,6 +24,7 @@ from aigovtool.custodian.lifecycle import (
     state_at,
 )
 from aigovtool.custodian.records import CUSTODIAN, Loan, RequestState, Session, StopProofRow
+from aigovtool.custodian.replicas import check_not_elsewhere
 from aigovtool.custodian.settling import Books
 from aigovtool.errors import ConflictError, NotFoundError, VerificationError
 from aigovtool.ids import ConsumerId, SessionId
@@ -63,6 +64,7 @@ def end_session(entry: Entry, session: Session, reason: str, *, tell: bool = Tru
             session,
             state=move_session(session.state, SessionState.ENDED),
             disconnected=session.disconnected or entry.now,
+            replica=None,
             ended=entry.now,
             end_reason=reason,
         )
@@ -130,11 +132,6 @@ class Sessions:
     def __init__(self, *, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def start(self) -> None:
-        """Note that nobody is connected yet; every session gets a fresh grace."""
-        with self._ledger.write(while_held=True) as entry:
-            entry.tx.disconnect_all_sessions(entry.now)
-
     def identify(self, hello: Hello, nonce: bytes) -> Session:
         """
         Check who is here.
@@ -159,9 +156,11 @@ class Sessions:
 
         Raises:
             NotFoundError: it is over and has nothing to settle.
+            UnavailableError: another replica holds its connection.
         """
         with self._ledger.write() as entry:
             session = find_session(entry.tx, session_id)
+            check_not_elsewhere(entry, session, self._ledger.replica)
             loan = loan_of(entry.tx, session.loan)
             lives = session.state is SessionState.LIVE or self._revive(entry, session, loan)
             if not lives and not entry.tx.has_unsettled(session.session):
@@ -170,7 +169,12 @@ class Sessions:
                 )
             if lives:
                 entry.tx.set_session_state(
-                    dataclasses.replace(session, state=SessionState.LIVE, disconnected=None)
+                    dataclasses.replace(
+                        session,
+                        state=SessionState.LIVE,
+                        disconnected=None,
+                        replica=self._ledger.replica,
+                    )
                 )
             return self._welcome(entry, loan, session.session), not lives
 
@@ -201,8 +205,11 @@ class Sessions:
         """Note that the session has no control connection any more."""
         with self._ledger.write(while_held=True) as entry:
             session = entry.tx.session(session_id)
-            if session is not None and session.disconnected is None:
-                entry.tx.set_session_state(dataclasses.replace(session, disconnected=entry.now))
+            ours = session is not None and session.replica in (None, self._ledger.replica)
+            if session is not None and ours and session.disconnected is None:
+                entry.tx.set_session_state(
+                    dataclasses.replace(session, disconnected=entry.now, replica=None)
+                )
 
     def stopped(self, session_id: SessionId, proof: Signed) -> None:
         """

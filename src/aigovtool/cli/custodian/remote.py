@@ -51,7 +51,7 @@ mark_option = click.option(
 
 
 def _no_password(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
-    from aigovtool.custodian.store.postgres import is_postgres, password_of
+    from aigovtool.custodian.store.postgres_connection import is_postgres, password_of
 
     if url is not None and is_postgres(url) and password_of(url):
         raise click.BadParameter(

@@ -234,6 +234,18 @@ class Reading(Protocol):
         """Return the event of what the session's newest evidence came to."""
         ...
 
+    def replicas(self) -> Mapping[int, int]:
+        """Return the processes that belong together by number, and how far each one's beat is."""
+        ...
+
+    def replica_lives(self, replica: int) -> bool:
+        """Whether the process with this number still belongs; it may be stopped all the same."""
+        ...
+
+    def leased_to_connected(self, replica: int | None) -> int:
+        """Return the credits in leases of sessions that are connected to *replica*."""
+        ...
+
     def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
         """Return the newest events, the newest first."""
         ...
@@ -289,6 +301,20 @@ class Reading(Protocol):
     def handed_in_of_lease(self, lease: LeaseId) -> HandedIn | None: ...
 
 
+class Listener(Protocol):
+    """Hears what is announced to the processes that belong to a ledger; from any thread."""
+
+    def joined(self) -> None:
+        """From now on everything that is announced is told."""
+        ...
+
+    def told(self, message: bytes) -> None: ...
+
+    def parted(self) -> None:
+        """Nothing more is told: what rests on having been told everything must end."""
+        ...
+
+
 class Writing(Reading, Protocol):
     """A view that may also be changed."""
 
@@ -336,6 +362,27 @@ class Writing(Reading, Protocol):
         ...
 
     def disconnect_all_sessions(self, now: datetime) -> None: ...
+
+    def remove_replica(self, replica: int, now: datetime) -> None:
+        """Note that a process is gone: the sessions that it held are disconnected."""
+        ...
+
+    def insert_challenge(
+        self, loan: LoanId, nonce: bytes, *, now: datetime, expires: datetime, most: int
+    ) -> None:
+        """Note a nonce that is out; the oldest of the loan give way when there are *most*."""
+        ...
+
+    def take_challenge(self, loan: LoanId, nonce: bytes, now: datetime) -> bool:
+        """Take a nonce back; whether it was out for this loan, and still good."""
+        ...
+
+    def announce(self, messages: Sequence[bytes]) -> bool:
+        """
+        Hand *messages* to every process that belongs, this one too, in the order of commits, if
+        and when this block is kept. False when this process has to tell itself.
+        """
+        ...
 
     def insert_standing(self, row: Standing) -> None: ...
     def set_standing(self, row: Standing) -> None: ...
@@ -435,6 +482,24 @@ class Store(Protocol):
 
     def write(self) -> AbstractContextManager[Writing]:
         """Lend the ledger for one decision; the block's end is its commit."""
+        ...
+
+    def join(self, listener: Listener) -> None:
+        """
+        Belong to the processes that serve this ledger, until `close`.
+
+        What parts this one from the others is mended behind its back, under a new number.
+        """
+        ...
+
+    @property
+    def replica(self) -> int | None:
+        """The number of this process among them; None when it is alone, or not one of them."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may serve this ledger."""
         ...
 
     def close(self) -> None: ...

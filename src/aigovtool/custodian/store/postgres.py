@@ -12,76 +12,42 @@ Rule 4: nobody holds the lock for long. A statement, a wait for the lock and a p
         block loses the block and not the others their ledger.
 Rule 5: a connection on which anything failed is given up; the next use makes another.
 Rule 6: a schema is made only by `create`; `open` of an empty or foreign database is an error.
-
-What comes from the driver may hold a password or a row: only names and codes of it go further.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.adapt import AdaptersMap
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import dict_row
-from psycopg.types.numeric import Int8Dumper, NumericBinaryLoader
 
 from aigovtool.custodian.store import dialect, rows
+from aigovtool.custodian.store.base import Listener
+from aigovtool.custodian.store.postgres_connection import (
+    LOCK_SPACE,
+    TAKE_WRITE_LOCK,
+    Connection,
+    checked_url,
+    connect,
+    error_of,
+    translated,
+)
+from aigovtool.custodian.store.postgres_member import CHANNEL, Member, parts_of
 from aigovtool.custodian.store.queries import load_migrations, load_queries
 from aigovtool.custodian.store.view import View
-from aigovtool.errors import (
-    AIGovToolError,
-    ConfigurationError,
-    ConflictError,
-    MalformedError,
-    PromiseBrokenError,
-    UnavailableError,
-)
+from aigovtool.errors import ConfigurationError, ConflictError, PromiseBrokenError
 
-SCHEMES = ("postgresql://", "postgres://")
-CONNECT_TIMEOUT_S = 5
-STATEMENT_TIMEOUT_S = 10
-LOCK_TIMEOUT_S = 10
-PAUSE_TIMEOUT_S = 5  # within a block, between two statements of it
-TCP_SILENCE_S = 10  # after which a network that answers nothing is a lost connection
 IDLE_READERS = 4
 
-LOCK_SPACE = 0x61696776  # "aigv": the first half of our advisory locks' keys in this database
-WRITE_LOCK = 0  # the second half
-
-# a server that writes elsewhere first must not be made less durable than it is
-_SETTINGS = f"""
-SET statement_timeout = '{STATEMENT_TIMEOUT_S}s';
-SET lock_timeout = '{LOCK_TIMEOUT_S}s';
-SET idle_in_transaction_session_timeout = '{PAUSE_TIMEOUT_S}s';
-SELECT set_config('synchronous_commit', 'on', false)
-    WHERE current_setting('synchronous_commit') IN ('off', 'local')"""
-_TAKE_WRITE_LOCK = f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, {WRITE_LOCK})"
-_BEGIN_WRITE = f"BEGIN; {_TAKE_WRITE_LOCK}"
+_BEGIN_WRITE = f"BEGIN; {TAKE_WRITE_LOCK}"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BUSY = (pg.LockNotAvailable, pg.QueryCanceled)
 _QUERIES = {name: dialect.query(sql) for name, sql in load_queries().items()}
-
 _IDLE = psycopg.pq.TransactionStatus.IDLE
-_CONNECTION: dict[str, Any] = {
-    "application_name": "aigovtool custodian",
-    "client_encoding": "UTF8",
-    "connect_timeout": CONNECT_TIMEOUT_S,
-    "keepalives_idle": TCP_SILENCE_S // 2,
-    "keepalives_interval": 1,
-    "keepalives_count": TCP_SILENCE_S // 2,
-    "tcp_user_timeout": TCP_SILENCE_S * 1000,
-}
-
-Connection = psycopg.Connection[dict[str, Any]]
-
-_log = logging.getLogger(__name__)
 
 
 class PostgresStore:
@@ -92,6 +58,7 @@ class PostgresStore:
         self._writing = threading.Lock()
         self._writer: Connection | None = None
         self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._member: Member | None = None
 
     @classmethod
     def create(cls, url: str) -> PostgresStore:
@@ -110,7 +77,7 @@ class PostgresStore:
             if version is None:
                 version = 0
                 connection.execute(dialect.FIRST, prepare=False)
-            elif PostgresView(connection).custodian() is not None:
+            elif PostgresView(connection, None).custodian() is not None:
                 raise ConflictError(
                     "there is a ledger in this database already",
                     code="ledger.taken",
@@ -143,18 +110,18 @@ class PostgresStore:
 
     @contextlib.contextmanager
     def _deciding_on_schema(self) -> Iterator[Connection]:
-        with contextlib.closing(connect(self._url)) as connection, _translated():
+        with contextlib.closing(connect(self._url)) as connection, translated():
             connection.execute("SET statement_timeout = 0")  # a migration may take its time
             with connection.transaction():
                 _check_server(connection)
-                connection.execute(_TAKE_WRITE_LOCK)
+                connection.execute(TAKE_WRITE_LOCK)
                 yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[PostgresView]:
         connection = self._begin(self._take_reader, _BEGIN_READ)
         try:
-            yield PostgresView(connection)
+            yield PostgresView(connection, self._member)
         finally:
             if _ended(connection, "COMMIT") and self._readers.qsize() < IDLE_READERS:
                 self._readers.put(connection)
@@ -166,8 +133,8 @@ class PostgresStore:
         with self._writing:
             connection = self._begin(self._take_writer, _BEGIN_WRITE)
             try:
-                yield PostgresView(connection)
-                with _translated():
+                yield PostgresView(connection, self._member)
+                with translated():
                     done = connection.execute("COMMIT", prepare=False).statusmessage
                 if done != "COMMIT":  # the server says ROLLBACK when a statement had failed
                     raise PromiseBrokenError("a block went on after a statement of it had failed")
@@ -178,7 +145,19 @@ class PostgresStore:
             finally:
                 self._writer = None if connection.closed else connection
 
+    shared = True
+
+    def join(self, listener: Listener) -> None:
+        assert self._member is None, "a process belongs once"
+        self._member = Member(lambda: connect(self._url), listener)
+
+    @property
+    def replica(self) -> int | None:
+        return None if self._member is None else self._member.number
+
     def close(self) -> None:
+        if self._member is not None:
+            self._member.close()
         with self._writing:
             if self._writer is not None:
                 self._writer.close()
@@ -194,14 +173,14 @@ class PostgresStore:
                 connection.execute(begin, prepare=False)
             except _BUSY as error:
                 connection.close()
-                raise _error_of(error) from None
+                raise error_of(error) from None
             except psycopg.Error:
                 connection.close()  # it ended while it lay idle: nothing was begun on it
             else:
                 return connection
         connection = connect(self._url)
         try:
-            with _translated():
+            with translated():
                 connection.execute(begin, prepare=False)
         except BaseException:
             connection.close()
@@ -222,11 +201,12 @@ class PostgresStore:
 class PostgresView(View):
     """One transaction on PostgreSQL."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_member")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, member: Member | None) -> None:
         super().__init__()
         self._connection = connection
+        self._member = member
 
     def _run(self, query: str, **values: Any) -> int:
         return self._execute(query, values).rowcount
@@ -242,76 +222,28 @@ class PostgresView(View):
         try:
             return self._connection.execute(_QUERIES[query], values, binary=True)
         except psycopg.Error as error:
-            raise _error_of(error) from None
+            raise error_of(error) from None
 
+    def announce(self, messages: Sequence[bytes]) -> bool:
+        try:
+            for message in messages:
+                for part in parts_of(message):
+                    self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, part))
+        except psycopg.Error as error:
+            raise error_of(error) from None
+        return self._member is not None and self._member.number is not None
 
-def is_postgres(url: str) -> bool:
-    """Whether *url* names a PostgreSQL database."""
-    return url.startswith(SCHEMES)
-
-
-def checked_url(url: str) -> str:
-    """
-    Return the connection string for *url*, with limits where it says none.
-
-    Raises:
-        ConfigurationError: it is not such a URL; nothing of it is repeated.
-    """
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.Error:
-        raise ConfigurationError(
-            "--database is not a PostgreSQL URL",
-            code="database.url",
-            expected="postgresql://USER@HOST:PORT/NAME, special characters percent-encoded",
-        ) from None
-    return make_conninfo("", **{**_CONNECTION, **given})
-
-
-def password_of(url: str) -> str | None:
-    """Return the password in *url*; raises ConfigurationError as `checked_url`."""
-    password = conninfo_to_dict(checked_url(url)).get("password")
-    return None if password is None else str(password)
-
-
-def connect(url: str) -> Connection:
-    """
-    Return a new connection in autocommit, with our settings.
-
-    Raises:
-        UnavailableError: the database does not answer, or turns us away; the log says why.
-    """
-    try:
-        connection: Connection = psycopg.connect(
-            url,
-            autocommit=True,
-            row_factory=dict_row,
-            context=_ADAPTERS,
-            prepare_threshold=0,
-        )
-    except psycopg.Error as error:
-        _log.warning("the ledger's database: %s", _without_password(str(error), url))
-        raise _error_of(error) from None
-    connection.prepared_max = len(_QUERIES) + 8
-    try:
-        with _translated():
-            connection.execute(_SETTINGS, prepare=False)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-class _WholeLoader(NumericBinaryLoader):
-    """``sum`` over BIGINT is NUMERIC; ours are whole."""
-
-    def load(self, data: Any) -> Any:
-        return int(super().load(data))
-
-
-_ADAPTERS = AdaptersMap(psycopg.adapters)
-_ADAPTERS.register_loader("numeric", _WholeLoader)
-_ADAPTERS.register_dumper(int, Int8Dumper)  # else each size of a number is another statement
+    def replica_lives(self, replica: int) -> bool:
+        if self._member is not None and replica == self._member.number:
+            return True
+        try:
+            row = self._connection.execute(
+                f"SELECT pg_try_advisory_xact_lock_shared({LOCK_SPACE}, %s::int4) AS free",
+                (replica,),
+            ).fetchone()
+        except psycopg.Error as error:
+            raise error_of(error) from None
+        return row is None or not row["free"]
 
 
 def _schema(connection: Connection) -> int | None:
@@ -360,45 +292,3 @@ def _ended(connection: Connection, how: str) -> bool:
             connection.execute(how, prepare=False)
         return not connection.broken and connection.info.transaction_status is _IDLE
     return False
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Let no exception of psycopg out."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise _error_of(error) from None
-
-
-def _error_of(error: psycopg.Error) -> AIGovToolError:
-    name = type(error).__name__
-    if isinstance(error, pg.UniqueViolation):
-        return ConflictError("the ledger has such a row already", code="ledger.taken")
-    if isinstance(error, pg.IntegrityError):
-        # its detail would show the row
-        came = error.diag.message_primary or name
-        return PromiseBrokenError("the ledger refused a row that breaks its rules", came=came)
-    if isinstance(error, pg.DataError):
-        return MalformedError("a value that the ledger cannot hold", code="ledger.value", came=name)
-    if isinstance(error, pg.InsufficientPrivilege):
-        return ConfigurationError(
-            "the ledger's database lets this user not do what it must",
-            code="database.privilege",
-            mend="let the user own the ledger's tables",
-        )
-    if isinstance(error, pg.ProgrammingError):
-        came = error.diag.message_primary or name
-        return PromiseBrokenError("the database does not understand the ledger's SQL", came=came)
-    return UnavailableError(
-        "the ledger cannot be read or written now; what was asked may or may not have been kept",
-        code="ledger.unavailable",
-        came=name,
-        mend="look at the custodian's database server, then ask again",
-    )
-
-
-def _without_password(text: str, url: str) -> str:
-    password = password_of(url)
-    line = " ".join(text.split())
-    return line.replace(password, "…") if password else line

@@ -333,6 +333,7 @@ def session_of(row: Row) -> Session:
         last_report=row["last_report"],
         report_sha256=row["report_sha256"],
         decision=row["decision"],
+        replica=row["replica"],
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aigovtool.custodian.store.base import Listener
 from aigovtool.custodian.store.queries import load_migrations, load_queries
 from aigovtool.custodian.store.view import View
 from aigovtool.errors import (
@@ -112,6 +113,12 @@ class SqliteStore:
             except BaseException:
                 _roll_back(connection)
                 raise
+
+    replica: int | None = None  # whoever has the file is alone
+    shared = False
+
+    def join(self, listener: Listener) -> None:
+        listener.joined()
 
     def close(self) -> None:
         with self._writing:

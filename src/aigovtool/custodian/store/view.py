@@ -408,6 +408,12 @@ class View(ABC):
         row = self._one("handed_in_of_lease", lease=lease)
         return None if row is None else rows.handed_in_of(row)
 
+    def replicas(self) -> Mapping[int, int]:
+        return {row["number"]: row["beat"] for row in self._all("replicas")}
+
+    def leased_to_connected(self, replica: int | None) -> int:
+        return int(self._just_one("leased_to_connected", replica=replica)["credits"])
+
     # --- writing ---
 
     @contextlib.contextmanager
@@ -477,6 +483,7 @@ class View(ABC):
             disconnected_us=rows.to_us_or_none(row.disconnected),
             ended_us=rows.to_us_or_none(row.ended),
             end_reason=row.end_reason,
+            replica=row.replica,
         )
 
     def set_session_report(
@@ -492,6 +499,25 @@ class View(ABC):
 
     def disconnect_all_sessions(self, now: datetime) -> None:
         self._run("disconnect_all_sessions", now_us=rows.to_us(now))
+
+    def remove_replica(self, replica: int, now: datetime) -> None:
+        self._run("free_sessions", replica=replica, now_us=rows.to_us(now))
+        self._run("remove_replica", replica=replica)
+
+    def insert_challenge(
+        self, loan: LoanId, nonce: bytes, *, now: datetime, expires: datetime, most: int
+    ) -> None:
+        self._run("insert_challenge", loan=loan, nonce=nonce, expires_us=rows.to_us(expires))
+        self._run("remove_old_challenges", loan=loan, now_us=rows.to_us(now), most=most)
+
+    def take_challenge(self, loan: LoanId, nonce: bytes, now: datetime) -> bool:
+        return self._run("remove_challenge", loan=loan, nonce=nonce, now_us=rows.to_us(now)) == 1
+
+    def announce(self, messages: Sequence[bytes]) -> bool:
+        return False
+
+    def replica_lives(self, replica: int) -> bool:
+        return False
 
     def insert_standing(self, row: Standing) -> None:
         self._run("insert_standing", **rows.standing_values(row))

@@ -186,19 +186,22 @@ VALUES (:session, :loan, :state, :tls_spki_sha256, :signing_key, :hpke_key, :tee
 -- name: session
 -- One session by its id.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
-    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
+    replica
 FROM sessions WHERE session = :session;
 
 -- name: sessions_of_loan
 -- The sessions of a loan, the newest first.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
-    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
+    replica
 FROM sessions WHERE loan = :loan ORDER BY opened_us DESC, session LIMIT :limit;
 
 -- name: live_sessions_of_loan
 -- The sessions of a loan that count against max_enclaves, the longest silent first.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
-    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
+    replica
 FROM sessions WHERE loan = :loan AND state = 'live'
 ORDER BY coalesce(disconnected_us, 9223372036854775807), session;
 
@@ -243,7 +246,7 @@ WHERE mine.session = :session AND others.state = 'live';
 -- name: set_session_state
 -- Move a session to another state, or note when its connection opened or closed.
 UPDATE sessions SET state = :state, disconnected_us = :disconnected_us, ended_us = :ended_us,
-    end_reason = :end_reason
+    end_reason = :end_reason, replica = :replica
 WHERE session = :session;
 
 -- name: set_session_report
@@ -254,7 +257,47 @@ WHERE session = :session AND last_report = :last_report - 1;
 
 -- name: disconnect_all_sessions
 -- After a start nobody is connected yet, and every session gets a fresh grace.
-UPDATE sessions SET disconnected_us = :now_us;
+UPDATE sessions SET disconnected_us = :now_us, replica = NULL;
+
+-- name: free_sessions
+-- A replica is gone, and with it the connections that it held.
+UPDATE sessions SET disconnected_us = :now_us, replica = NULL WHERE replica = :replica;
+
+-- name: join_replicas
+-- Belong to the processes that serve this ledger.
+INSERT INTO replicas (joined_us, beat) VALUES (:now_us, 0) RETURNING number;
+
+-- name: replicas
+-- The processes that belong together, and how far each one's beat is.
+SELECT number, beat FROM replicas ORDER BY number;
+
+-- name: beat
+-- Say that this one lives, unless the others have given it up.
+UPDATE replicas SET beat = beat + 1 WHERE number = :replica;
+
+-- name: remove_replica
+-- One no longer belongs to them.
+DELETE FROM replicas WHERE number = :replica;
+
+-- name: leased_to_connected
+-- Credits in leases of sessions that are connected to one replica, or to the only process.
+SELECT coalesce(sum(leases.credits), 0) AS credits
+FROM leases JOIN sessions ON sessions.session = leases.session
+WHERE leases.state = 'open' AND sessions.disconnected_us IS NULL
+    AND (CAST(:replica AS INTEGER) IS NULL OR sessions.replica = :replica);
+
+-- name: insert_challenge
+-- A nonce is out.
+INSERT INTO challenges (nonce, loan, expires_us) VALUES (:nonce, :loan, :expires_us);
+
+-- name: remove_challenge
+-- Take a nonce back, if it is still good.
+DELETE FROM challenges WHERE nonce = :nonce AND loan = :loan AND expires_us > :now_us;
+
+-- name: remove_old_challenges
+-- Forget what is too old, and the oldest of a loan that are too many.
+DELETE FROM challenges WHERE loan = :loan AND (expires_us <= :now_us OR nonce NOT IN (
+    SELECT nonce FROM challenges WHERE loan = :loan ORDER BY expires_us DESC, nonce LIMIT :most));
 
 -- name: insert_standing
 -- Note how a new session stands.
@@ -640,7 +683,8 @@ SELECT coalesce(max(number), 0) AS number FROM leases WHERE session = :session;
 -- name: unended_sessions_of_loan
 -- Sessions that may come back, the oldest first.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
-    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision
+    opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
+    replica
 FROM sessions WHERE loan = :loan AND state <> 'ended' ORDER BY opened_us, session;
 
 -- name: incarnations
