@@ -170,9 +170,10 @@ async def test_killed_enclave_forfeits_its_lease_and_nothing_more(stage: Stage) 
     enclave, port = stage.serve_enclave()
     async with await connect(stage, port) as client:
         assert [await ask(client) for _ in range(3)] == [None] * 3
-    leased = account(stage)["leased"]
-    spent = account(stage)["spent"]
-    enclave.kill()
+    enclave.kill()  # at once, while its lease lives
+    held = account(stage)
+    leased, spent = held["leased"], held["spent"]
+    assert leased
     seen = settled_account(stage, limit_s=LEASE_S + SETTLE_GRACE_S + 15)
     assert seen["forfeited"] == leased
     assert seen["spent"] == spent
