@@ -20,6 +20,7 @@ from aigovtool.cli.custodian.remote import (
     master_key_option,
     reason_option,
     show,
+    with_remote,
 )
 from aigovtool.cli.output import exits, json_option, talk
 
@@ -198,3 +199,15 @@ def _read(paths: tuple[Path, ...]) -> Shown:
         receipts=tuple(one.signed for one in receipts if one.signed is not None),
         statements=tuple(statements),
     )
+
+
+@custodian.command()
+@with_remote
+@json_option
+@exits
+def hold(remote: Remote, as_json: bool) -> None:
+    """Say whether the ledger is held because it was rolled back, and why."""
+    from aigovtool.custodian.api import views
+
+    now = remote.client().get(f"{V1}/hold", views.HoldView)
+    show(now, f"held: {now.reason}" if now.held else "not held", as_json=as_json)
