@@ -27,6 +27,7 @@ from aigovtool.custodian import files, rollback, vault
 from aigovtool.custodian.accounting import Accounting
 from aigovtool.custodian.admission import Admission
 from aigovtool.custodian.appraisal import Appraiser, Completes
+from aigovtool.custodian.borrowers import Borrowers
 from aigovtool.custodian.challenges import Challenges
 from aigovtool.custodian.consumers import Consumers
 from aigovtool.custodian.data import DataFolder
@@ -106,6 +107,7 @@ class App:
     reconciling: Reconciling
     logbook: Logbook
     notices: Notices
+    borrowers: Borrowers
     reports: ThreadPoolExecutor
     pool: ThreadPoolExecutor
 
@@ -404,6 +406,7 @@ def _build(
         accounting=Accounting(ledger=ledger, key=key),
         reattestation=Reattestation(ledger=ledger, appraiser=appraiser),
         uploads=Uploads(ledger=ledger, folder=folder, key=key, keep=keeper.keep_content_key),
+        borrowers=Borrowers(ledger=ledger),
         notices=Notices(ledger=ledger, key=key, publisher=hub),
         reconciling=Reconciling(ledger=ledger, custodian_key=key.public_key),
         logbook=Logbook(

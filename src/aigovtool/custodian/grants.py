@@ -198,20 +198,25 @@ class Grants:
             request = _open_request(entry, request_id)
             loan = _not_over(entry, loan_of(entry.tx, request.loan))
             granted = request.credits if credits is None else credits
-            consumer = _member(entry, loan.loan, request.consumer)
             books = Books(entry, loan)
-            if consumer.budgeted:
-                books.grant_to(consumer.consumer, granted)
+            budgeted = None  # whose own budget it is for, if anybody's
+            if request.consumer is not None:
+                consumer = _member(entry, loan.loan, request.consumer)
+                budgeted = consumer.consumer if consumer.budgeted else None
+            lacking = granted
+            if budgeted is not None:
+                books.grant_to(budgeted, granted)
                 lacking = granted - books.account.left
-            else:
-                lacking = granted
             if lacking > 0:
                 books.grant(lacking)
             decided = self._decide(
                 entry, request, RequestState.APPROVED, granted, actor=actor, reason=reason
             )
-            for to, amount in ((None, lacking), (consumer.consumer, granted)):
-                if amount > 0 and (to is None or consumer.budgeted):
+            made: list[tuple[ConsumerId | None, int]] = [(None, lacking)]
+            if budgeted is not None:
+                made.append((budgeted, granted))
+            for to, amount in made:
+                if amount > 0:
                     entry.tx.insert_grant(
                         GrantRow(
                             loan=loan.loan,
@@ -224,7 +229,7 @@ class Grants:
                         )
                     )
             books.write()
-            _tell_freed(entry, books, loan.loan, roster=consumer.budgeted)
+            _tell_freed(entry, books, loan.loan, roster=budgeted is not None)
             return decided
 
     def deny(self, request_id: RequestId, *, actor: str, reason: str) -> MoreRequest:
@@ -258,16 +263,17 @@ class Grants:
             granted=granted,
             reason=reason,
         )
-        entry.push(
-            request.loan,
-            MoreDecided(
-                consumer=request.consumer,
-                approved=state is RequestState.APPROVED,
-                credits=granted,
-                reason=reason,
-                asked=request.reason,
-            ),
-        )
+        if request.consumer is not None:  # whoever waits at an enclave; the borrower looks here
+            entry.push(
+                request.loan,
+                MoreDecided(
+                    consumer=request.consumer,
+                    approved=state is RequestState.APPROVED,
+                    credits=granted,
+                    reason=reason,
+                    asked=request.reason,
+                ),
+            )
         return decided
 
     def _made(self, entry: Entry, books: Books, row: GrantRow) -> None:

@@ -24,6 +24,7 @@ from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.limits import NO_LIMITS, Limits
 
 RequestId = NewType("RequestId", str)
+BorrowerId = NewType("BorrowerId", str)
 WebhookId = NewType("WebhookId", str)
 
 CUSTODIAN = "custodian"  # the actor of what nobody asked for
@@ -404,12 +405,17 @@ class RequestState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoreRequest:
-    """A consumer's request for more, in its own words, and what was decided on it."""
+    """
+    A request for more, in the words of whoever asks, and what was decided on it.
+
+    It is a consumer's, by its session, or the borrower's: then `borrower` names its token, and
+    there is neither consumer nor session.
+    """
 
     request: RequestId
     loan: LoanId
-    consumer: ConsumerId
-    session: SessionId
+    consumer: ConsumerId | None
+    session: SessionId | None
     credits: int
     reason: str
     state: RequestState
@@ -417,6 +423,19 @@ class MoreRequest:
     decision_reason: str
     created: datetime
     decided: datetime | None
+    borrower: BorrowerId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Borrower:
+    """A token with which a borrower reads its loan and asks for more; `revoked` ends it."""
+
+    borrower: BorrowerId
+    loan: LoanId
+    note: str
+    token_sha256: bytes
+    created: datetime
+    revoked: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

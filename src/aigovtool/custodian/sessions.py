@@ -111,7 +111,7 @@ def _decided_lately(entry: Entry, loan: Loan) -> tuple[MoreDecided, ...]:
         if one.decided is not None
     ]
     for age, one in sorted(decided, key=lambda pair: pair[0]):
-        if age < timedelta(seconds=DECISIONS_TOLD_S):
+        if one.consumer is not None and age < timedelta(seconds=DECISIONS_TOLD_S):
             last.setdefault(
                 one.consumer,
                 MoreDecided(

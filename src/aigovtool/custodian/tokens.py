@@ -19,6 +19,7 @@ ADMIN = "agt-admin"
 METRICS = "agt-metrics"
 TICKET = "agt-ticket"
 CONSUMER = "agt-key"
+BORROWER = "agt-borrower"
 
 
 def new_token(prefix: str) -> str:

@@ -16,6 +16,7 @@ from aigovtool.cli.custodian.remote import (
     loan_option,
     loan_text,
     one_consumer,
+    one_loan,
     reason_option,
     show,
     with_remote,
@@ -154,6 +155,61 @@ def request_list(loan: str | None, remote: Remote, as_json: bool) -> None:
 
     found = remote.client().get(f"{V1}/requests", list[views.RequestView], loan=loan)
     show(found, lambda: tables.requests(found), as_json=as_json)
+
+
+@request.command("ask")
+@click.argument("credits", type=click.IntRange(min=1))
+@click.option("--reason", default="", help="Told to whoever decides.")
+@with_remote
+@json_option
+@exits
+def request_ask(credits: int, reason: str, remote: Remote, as_json: bool) -> None:
+    """Ask for credits, as a borrower (--admin URL --token-file with its token)."""
+    from aigovtool.custodian.api import views
+
+    made = remote.client().post(
+        f"{V1}/requests", {"credits": credits, "reason": reason}, views.RequestView
+    )
+    show(made, f"asked for {made.credits} credits: {made.request} is {made.state}", as_json=as_json)
+
+
+@custodian.command("borrower-token")
+@loan_option
+@click.option("--note", default="", help="Whose it is, for the list.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the token there."
+)
+@click.option("--list", "listing", is_flag=True, help="List the tokens instead of making one.")
+@click.option("--revoke", metavar="BORROWER", help="End a token instead of making one.")
+@with_remote
+@json_option
+@exits
+def borrower_token(
+    *,
+    loan: str | None,
+    note: str,
+    out: Path | None,
+    listing: bool,
+    revoke: str | None,
+    remote: Remote,
+    as_json: bool,
+) -> None:
+    """Make a token with which a borrower reads its loan and asks for more, and nothing else."""
+    from aigovtool.cli.custodian import tables
+    from aigovtool.custodian.api import views
+
+    client = remote.client()
+    if revoke is not None:
+        ended = client.post(f"{V1}/borrowers/{revoke}/revoke", {}, views.BorrowerView)
+        show(ended, f"revoked: {ended.borrower}", as_json=as_json)
+        return
+    if listing:
+        found = client.get(f"{V1}/borrowers", list[views.BorrowerView], loan=loan)
+        show(found, lambda: tables.borrowers(found), as_json=as_json)
+        return
+    wanted = None if loan is None else one_loan(client, loan)
+    made = client.post(f"{V1}/borrowers", {"loan": wanted, "note": note}, views.MadeBorrower)
+    hand_out(made, made.token + "\n", out, as_json=as_json, mode=0o600)
 
 
 @request.command("approve")

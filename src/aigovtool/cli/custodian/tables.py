@@ -206,7 +206,7 @@ def requests(found: Sequence[views.RequestView]) -> Table:
         [
             [
                 one.request,
-                one.consumer,
+                one.consumer or "the borrower",
                 one.state,
                 one.credits,
                 one.granted,
@@ -215,6 +215,14 @@ def requests(found: Sequence[views.RequestView]) -> Table:
             ]
             for one in found
         ],
+    )
+
+
+def borrowers(found: Sequence[views.BorrowerView]) -> Table:
+    return table(
+        "",
+        ["token", "loan", "note", "made", "revoked"],
+        [[one.borrower, one.loan, one.note, one.created, one.revoked] for one in found],
     )
 
 

@@ -8,6 +8,7 @@ first AIGovTool are kept under their names, so that its ``curl`` calls still wor
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from aigovtool.attestation.evidence import Tee
 from aigovtool.custodian import files
 from aigovtool.custodian.api import views
+from aigovtool.custodian.api.callers import Callers, borrower_of
 from aigovtool.custodian.api.guard import Guard
 from aigovtool.custodian.api.http import json_response, make_app, off_loop, positive, read_body
 from aigovtool.custodian.api.log import send_log
@@ -30,9 +32,16 @@ from aigovtool.custodian.app import App
 from aigovtool.custodian.documents import manifest_text, ticket_text
 from aigovtool.custodian.ledger import loan_of, only_loan, session_of
 from aigovtool.custodian.reconciling import Reconciled
-from aigovtool.custodian.records import Loan, RequestId, RequestState, Webhook, WebhookId
+from aigovtool.custodian.records import (
+    BorrowerId,
+    Loan,
+    RequestId,
+    RequestState,
+    Webhook,
+    WebhookId,
+)
 from aigovtool.custodian.store.base import Reading
-from aigovtool.errors import ConfigurationError, MalformedError
+from aigovtool.errors import ConfigurationError, MalformedError, RefusedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.telemetry.metrics import render
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES, decode
@@ -101,8 +110,13 @@ class AdminDoor:
         return await self._read(lambda tx, _: [views.model_view(one) for one in tx.models()])
 
     async def loans(self, request: Request) -> Response:
+        borrower = borrower_of(request)
         return await self._read(
-            lambda tx, now: [views.loan_view(tx, one, now) for one in tx.loans()]
+            lambda tx, now: [
+                views.loan_view(tx, one, now)
+                for one in tx.loans()
+                if borrower is None or one.loan == borrower.loan
+            ]
         )
 
     async def loan(self, request: Request) -> Response:
@@ -147,8 +161,34 @@ class AdminDoor:
         return await self._of_loans(request, views.grant_views)
 
     async def requests(self, request: Request) -> Response:
+        """All of them to the admin; to a borrower its own, without its consumers' words."""
+        own_only = borrower_of(request) is not None
         return await self._of_loans(
-            request, lambda tx, loan, rows: map(views.request_view, tx.requests_of_loan(loan, rows))
+            request,
+            lambda tx, loan, rows: (
+                views.request_view(one)
+                for one in tx.requests_of_loan(loan, rows)
+                if one.consumer is None or not own_only
+            ),
+        )
+
+    async def notices(self, request: Request) -> Response:
+        loan = LoanId(request.path_params["loan"])
+        rows = positive(
+            request.query_params.get("limit", ""), "limit", default=DEFAULT_ROWS, most=MAX_ROWS
+        )
+
+        def find() -> list[views.NoticeView]:
+            with self._app.ledger.read() as tx:
+                loan_of(tx, loan)
+            return [views.notice_view(*one) for one in self._app.notices.of_loan(loan, rows)]
+
+        return await self._do(find)
+
+    async def borrowers(self, request: Request) -> Response:
+        return await self._of_loans(
+            request,
+            lambda tx, loan, rows: map(views.borrower_view, tx.borrowers_of_loan(loan, rows)),
         )
 
     async def consumption(self, request: Request) -> Response:
@@ -483,6 +523,36 @@ class AdminDoor:
         with self._app.ledger.read() as tx:
             return views.webhook_view(tx, row)
 
+    async def create_borrower(self, request: Request) -> Response:
+        wanted = await _body(request, views.NewBorrower)
+
+        def create() -> views.MadeBorrower:
+            made, token = self._app.borrowers.create(
+                self._named(wanted.loan), note=wanted.note, actor=ADMIN
+            )
+            return views.MadeBorrower(borrower=views.borrower_view(made), token=token)
+
+        return await self._do(create)
+
+    async def revoke_borrower(self, request: Request) -> Response:
+        borrower = BorrowerId(request.path_params["borrower"])
+        return await self._do(
+            lambda: views.borrower_view(self._app.borrowers.revoke(borrower, actor=ADMIN))
+        )
+
+    async def ask_for_more(self, request: Request) -> Response:
+        borrower = borrower_of(request)
+        if borrower is None:
+            raise RefusedError(
+                "only a borrower asks", code="borrower.only", mend="grant the credits instead"
+            )
+        wanted = decode(await read_body(request, MAX_BODY_BYTES), views.Ask)
+        return await self._do(
+            lambda: views.request_view(
+                self._app.borrowers.ask(borrower, wanted.credits, reason=wanted.reason)
+            )
+        )
+
     # --- helpers -----------------------------------------------------------------------------
 
     async def _do(self, call: Callable[[], Any]) -> Response:
@@ -575,9 +645,9 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             answer=views.SuppliedView,
         ),
         _get(f"{v1}/models", "List models", door.models, list[views.ModelView]),
-        _get(f"{v1}/loans", "List loans", door.loans, list[views.LoanView]),
+        _for_both(_get(f"{v1}/loans", "List loans", door.loans, list[views.LoanView])),
         _post(f"{v1}/loans", "Make a loan", door.create_loan, views.NewLoan, views.MadeLoan),
-        _get(f"{v1}/loans/{{loan}}", "Show a loan", door.loan, views.LoanView),
+        _for_both(_get(f"{v1}/loans/{{loan}}", "Show a loan", door.loan, views.LoanView)),
         _post(
             f"{v1}/loans/{{loan}}/stop", "Stop a loan", door.stop_loan, views.Why, views.LoanView
         ),
@@ -617,18 +687,22 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             None,
             views.TicketView,
         ),
-        _get(
-            f"{v1}/loans/{{loan}}/manifest",
-            "The manifest for a loan's consumers",
-            door.manifest,
-            views.ManifestView,
+        _for_both(
+            _get(
+                f"{v1}/loans/{{loan}}/manifest",
+                "The manifest for a loan's consumers",
+                door.manifest,
+                views.ManifestView,
+            )
         ),
-        _get(
-            f"{v1}/loans/{{loan}}/statement",
-            "The signed account of a loan from begin to end",
-            door.statement,
-            StatementFile,
-            ("begin", "end"),
+        _for_both(
+            _get(
+                f"{v1}/loans/{{loan}}/statement",
+                "The signed account of a loan from begin to end",
+                door.statement,
+                StatementFile,
+                ("begin", "end"),
+            )
         ),
         _get(
             f"{v1}/consumers", "List consumers", door.consumers, list[views.ConsumerView], listing
@@ -663,14 +737,16 @@ def operations_of(door: AdminDoor) -> list[Operation]:
         ),
         _get(f"{v1}/grants", "List grants", door.grants, list[views.GrantView], listing),
         _post(f"{v1}/grants", "Add credits", door.create_grant, views.NewGrant, views.LoanView),
-        _get(f"{v1}/sessions", "List sessions", door.sessions, list[views.SessionView], listing),
+        _for_both(
+            _get(f"{v1}/sessions", "List sessions", door.sessions, list[views.SessionView], listing)
+        ),
         _get(
             f"{v1}/sessions/{{session}}/ear",
             "What a session's newest evidence came to, as a signed token",
             door.session_ear,
             views.EarView,
         ),
-        _get(f"{v1}/leases", "List leases", door.leases, list[views.LeaseView], listing),
+        _for_both(_get(f"{v1}/leases", "List leases", door.leases, list[views.LeaseView], listing)),
         _post(
             f"{v1}/leases/{{lease}}/refund",
             "Grant a forfeited lease's credits again",
@@ -707,12 +783,14 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             views.LowMark,
             views.LoanView,
         ),
-        _get(
-            f"{v1}/requests",
-            "List requests for more",
-            door.requests,
-            list[views.RequestView],
-            listing,
+        _for_both(
+            _get(
+                f"{v1}/requests",
+                "List requests for more",
+                door.requests,
+                list[views.RequestView],
+                listing,
+            )
         ),
         _post(
             f"{v1}/requests/{{request}}/approve",
@@ -727,6 +805,45 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             door.deny_request,
             views.Why,
             views.RequestView,
+        ),
+        _for_both(
+            _post(
+                f"{v1}/requests",
+                "Ask for more, as the borrower",
+                door.ask_for_more,
+                views.Ask,
+                views.RequestView,
+            )
+        ),
+        _for_both(
+            _get(
+                f"{v1}/loans/{{loan}}/notices",
+                "Grants as the custodian signed them, and who counter-signed",
+                door.notices,
+                list[views.NoticeView],
+                ("limit",),
+            )
+        ),
+        _get(
+            f"{v1}/borrowers",
+            "List borrowers' tokens",
+            door.borrowers,
+            list[views.BorrowerView],
+            listing,
+        ),
+        _post(
+            f"{v1}/borrowers",
+            "Make a token for a loan's borrower",
+            door.create_borrower,
+            views.NewBorrower,
+            views.MadeBorrower,
+        ),
+        _post(
+            f"{v1}/borrowers/{{borrower}}/revoke",
+            "End a borrower's token",
+            door.revoke_borrower,
+            None,
+            views.BorrowerView,
         ),
         _get(
             f"{v1}/events",
@@ -765,6 +882,11 @@ def _get(
     )
 
 
+def _for_both(operation: Operation) -> Operation:
+    """Let a borrower call it too, confined to its loan (`Callers`)."""
+    return dataclasses.replace(operation, borrower=True)
+
+
 def _post(
     path: str,
     summary: str,
@@ -786,6 +908,7 @@ def admin_app(app: App, *, names: frozenset[str] | None, enclave_address: str) -
         enclave_address: ``host:port`` that goes into tickets.
     """
     guard = Guard(token_sha256=app.admin_token_sha256, names=names)
+    callers = Callers(guard=guard, borrowers=app.borrowers, pool=app.pool)
     operations = operations_of(AdminDoor(app, enclave_address=enclave_address))
     document = msgspec.json.encode(describe(operations))
 
@@ -802,7 +925,12 @@ def admin_app(app: App, *, names: frozenset[str] | None, enclave_address: str) -
         token_sha256=app.admin_token_sha256, names=names, reader=app.metrics_token_sha256
     )
     routes = [
-        Route(one.path, _guarded(guard, one.endpoint), methods=[one.method]) for one in operations
+        Route(
+            one.path,
+            _let_in(callers, one.endpoint, borrower=one.borrower),
+            methods=[one.method],
+        )
+        for one in operations
     ]
 
     async def log(request: Request) -> Response:
@@ -811,12 +939,25 @@ def admin_app(app: App, *, names: frozenset[str] | None, enclave_address: str) -
 
     return make_app(
         [
-            Route("/openapi.json", _guarded(guard, openapi), methods=["GET"]),
+            Route("/openapi.json", _let_in(callers, openapi), methods=["GET"]),
             Route("/metrics", _guarded(scraped, metrics), methods=["GET"]),
             Route(LOG_PATH + "/{path:path}", log, methods=["GET"]),
             *routes,
         ]
     )
+
+
+def _let_in(
+    callers: Callers,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    *,
+    borrower: bool = False,
+) -> Callable[[Request], Awaitable[Response]]:
+    async def let_in(request: Request) -> Response:
+        await callers.let_in(request, borrower=borrower)
+        return await endpoint(request)
+
+    return let_in
 
 
 def _guarded(

@@ -9,6 +9,7 @@ Who may speak to the admin API.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -39,11 +40,14 @@ class Guard:
             UnauthenticatedError: no token, or another one.
         """
         self.check_name(request)
-        offered = tokens_of(request)
-        if not any(same_token(token, known) for token in offered for known in self._tokens):
+        if not self.admits(tokens_of(request)):
             raise UnauthenticatedError(
                 "not the admin token", mend="it is in admin.token in the custodian's data folder"
             )
+
+    def admits(self, offered: Sequence[str]) -> bool:
+        """Whether one of the tokens that a request offers opens what is guarded."""
+        return any(same_token(token, known) for token in offered for known in self._tokens)
 
     def check_name(self, request: Request) -> None:
         """Do steps 1 and 3, for what everybody may read; raises RefusedError."""

@@ -28,6 +28,7 @@ class Operation:
         answer: the type of its JSON answer, None for a stream of events.
         query: its query parameters.
         form: fields of a form body, for the routes of the first AIGovTool.
+        borrower: whether a borrower may call it, for its own loan.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Operation:
     body: Any = None
     query: tuple[str, ...] = ()
     form: tuple[str, ...] = ()
+    borrower: bool = False
 
 
 def describe(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -90,6 +92,8 @@ def _describe(operation: Operation, of_type: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
+    if operation.borrower:
+        described["description"] = "A borrower's token opens it too, for its own loan."
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,

@@ -22,10 +22,12 @@ from aigovtool.custodian.loans import exposure_of
 from aigovtool.custodian.periods import Unit
 from aigovtool.custodian.records import (
     CUSTODIAN,
+    Borrower,
     Consumer,
     DeliveryState,
     Event,
     GrantRow,
+    GrantSeenRow,
     LeaseRow,
     Loan,
     LoanTerms,
@@ -37,7 +39,7 @@ from aigovtool.custodian.records import (
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import NotFoundError
 from aigovtool.ids import LoanId
-from aigovtool.wire.codec import Message
+from aigovtool.wire.codec import Message, Signed
 from aigovtool.wire.limits import Limits, Rate, parse_rate
 
 Reason = Annotated[str, Meta(max_length=500)]
@@ -237,11 +239,12 @@ class GrantView(Struct, frozen=True, kw_only=True):
 
 
 class RequestView(Struct, frozen=True, kw_only=True):
-    """A consumer's request for more."""
+    """A request for more, of a consumer or (`consumer` null) of the borrower by a token."""
 
     request: str
     loan: str
-    consumer: str
+    consumer: str | None
+    borrower: str | None
     credits: int
     reason: str
     state: str
@@ -249,6 +252,31 @@ class RequestView(Struct, frozen=True, kw_only=True):
     decision_reason: str
     created: datetime
     decided: datetime | None
+
+
+class BorrowerView(Struct, frozen=True, kw_only=True):
+    """A borrower's token, which reads its loan and asks for more; `revoked` ends it."""
+
+    borrower: str
+    loan: str
+    note: str
+    created: datetime
+    revoked: datetime | None
+
+
+class MadeBorrower(Struct, frozen=True, kw_only=True):
+    """A new borrower's token, said once."""
+
+    borrower: BorrowerView
+    token: str
+
+
+class NoticeView(Struct, frozen=True, kw_only=True):
+    """A grant's notice as the custodian signed it, and the counter-signature of an enclave."""
+
+    notice: Signed
+    seen_by: str | None
+    seen: Signed | None
 
 
 class EventView(Struct, frozen=True, kw_only=True):
@@ -415,6 +443,20 @@ class NewGrant(Message, frozen=True, kw_only=True):
     credits: Credits
     loan: str | None = None
     consumer: str | None = None
+    reason: Reason = ""
+
+
+class NewBorrower(Message, frozen=True, kw_only=True):
+    """A token for the borrower of a loan (None: the only one)."""
+
+    loan: str | None = None
+    note: Reason = ""
+
+
+class Ask(Message, frozen=True, kw_only=True):
+    """The borrower asks for credits, in its own words."""
+
+    credits: Credits
     reason: Reason = ""
 
 
@@ -638,6 +680,7 @@ def request_view(request: MoreRequest) -> RequestView:
         request=request.request,
         loan=request.loan,
         consumer=request.consumer,
+        borrower=request.borrower,
         credits=request.credits,
         reason=request.reason,
         state=request.state.value,
@@ -645,6 +688,24 @@ def request_view(request: MoreRequest) -> RequestView:
         decision_reason=request.decision_reason,
         created=request.created,
         decided=request.decided,
+    )
+
+
+def borrower_view(row: Borrower) -> BorrowerView:
+    return BorrowerView(
+        borrower=row.borrower,
+        loan=row.loan,
+        note=row.note,
+        created=row.created,
+        revoked=row.revoked,
+    )
+
+
+def notice_view(notice: Signed, seen: GrantSeenRow | None) -> NoticeView:
+    return NoticeView(
+        notice=notice,
+        seen_by=None if seen is None else seen.session,
+        seen=None if seen is None else Signed(payload=seen.payload, signature=seen.signature),
     )
 
 

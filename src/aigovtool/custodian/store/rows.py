@@ -20,6 +20,7 @@ from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.periods import Period, Unit
 from aigovtool.custodian.records import (
     AppraisalRow,
+    Borrower,
     Consumer,
     Custodian,
     Delivery,
@@ -531,6 +532,7 @@ def request_values(row: MoreRequest) -> Values:
         "loan": row.loan,
         "consumer": row.consumer,
         "session": row.session,
+        "borrower": row.borrower,
         "credits": row.credits,
         "reason": row.reason,
         "state": row.state.value,
@@ -554,6 +556,7 @@ def request_of(row: Row) -> MoreRequest:
         decision_reason=row["decision_reason"],
         created=from_us(row["created_us"]),
         decided=from_us_or_none(row["decided_us"]),
+        borrower=row["borrower"],
     )
 
 
@@ -709,4 +712,26 @@ def grant_seen_of(row: Row) -> GrantSeenRow:
         payload=row["payload"],
         signature=row["signature"],
         received=from_us(row["received_us"]),
+    )
+
+
+def borrower_values(row: Borrower) -> Values:
+    return {
+        "borrower": row.borrower,
+        "loan": row.loan,
+        "note": row.note,
+        "token_sha256": row.token_sha256,
+        "created_us": to_us(row.created),
+        "revoked_us": to_us_or_none(row.revoked),
+    }
+
+
+def borrower_of(row: Row) -> Borrower:
+    return Borrower(
+        borrower=row["borrower"],
+        loan=row["loan"],
+        note=row["note"],
+        token_sha256=row["token_sha256"],
+        created=from_us(row["created_us"]),
+        revoked=from_us_or_none(row["revoked_us"]),
     )

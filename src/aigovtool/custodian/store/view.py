@@ -17,6 +17,8 @@ from aigovtool.custodian.budget import Account
 from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.records import (
     AppraisalRow,
+    Borrower,
+    BorrowerId,
     Consumer,
     Custodian,
     Delivery,
@@ -319,6 +321,10 @@ class View(ABC):
     def count_open_requests(self, loan: LoanId) -> int:
         return int(self._just_one("count_open_requests", loan=loan)["requests"])
 
+    def open_request_of_borrower(self, loan: LoanId) -> MoreRequest | None:
+        row = self._one("open_request_of_borrower", loan=loan)
+        return None if row is None else rows.request_of(row)
+
     def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]:
         found = self._all("requests_of_loan", loan=loan, limit=limit)
         return [rows.request_of(row) for row in found]
@@ -337,6 +343,18 @@ class View(ABC):
 
     def last_events(self, loan: LoanId | None, limit: int) -> Sequence[Event]:
         return [rows.event_of(row) for row in self._all("last_events", loan=loan, limit=limit)]
+
+    def borrower(self, borrower: BorrowerId) -> Borrower | None:
+        row = self._one("borrower", borrower=borrower)
+        return None if row is None else rows.borrower_of(row)
+
+    def borrower_of_token(self, token_sha256: bytes) -> Borrower | None:
+        row = self._one("borrower_of_token", token_sha256=token_sha256)
+        return None if row is None else rows.borrower_of(row)
+
+    def borrowers_of_loan(self, loan: LoanId, limit: int) -> Sequence[Borrower]:
+        found = self._all("borrowers_of_loan", loan=loan, limit=limit)
+        return [rows.borrower_of(row) for row in found]
 
     def last_grant(self) -> int:
         return int(self._just_one("last_grant")["number"])
@@ -676,6 +694,12 @@ class View(ABC):
 
     def forget_handed_in(self) -> None:
         self._run("forget_handed_in")
+
+    def insert_borrower(self, row: Borrower) -> None:
+        self._run("insert_borrower", **rows.borrower_values(row))
+
+    def revoke_borrower(self, borrower: BorrowerId, now: datetime) -> None:
+        self._change("revoke_borrower", borrower=borrower, revoked_us=rows.to_us(now))
 
     def insert_grant_seen(self, row: GrantSeenRow) -> None:
         self._run("insert_grant_seen", **rows.grant_seen_values(row))

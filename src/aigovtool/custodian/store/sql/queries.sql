@@ -547,26 +547,32 @@ FROM grants WHERE loan = :loan ORDER BY number DESC LIMIT :limit;
 
 -- name: insert_request
 -- Keep a request for more.
-INSERT INTO requests (request, loan, consumer, session, credits, reason, state, granted,
+INSERT INTO requests (request, loan, consumer, session, borrower, credits, reason, state, granted,
     decision_reason, created_us, decided_us)
-VALUES (:request, :loan, :consumer, :session, :credits, :reason, :state, :granted,
+VALUES (:request, :loan, :consumer, :session, :borrower, :credits, :reason, :state, :granted,
     :decision_reason, :created_us, :decided_us);
 
 -- name: request
 -- One request by its id.
-SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
+SELECT request, loan, consumer, session, borrower, credits, reason, state, granted, decision_reason,
     created_us, decided_us
 FROM requests WHERE request = :request;
 
 -- name: open_request_of_consumer
 -- The open request of a consumer, if any.
-SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
+SELECT request, loan, consumer, session, borrower, credits, reason, state, granted, decision_reason,
     created_us, decided_us
 FROM requests WHERE loan = :loan AND consumer = :consumer AND state = 'open';
 
+-- name: open_request_of_borrower
+-- The open request of a loan's borrower, if any.
+SELECT request, loan, consumer, session, borrower, credits, reason, state, granted, decision_reason,
+    created_us, decided_us
+FROM requests WHERE loan = :loan AND consumer IS NULL AND state = 'open';
+
 -- name: requests_of_loan
 -- The requests of a loan, the newest first.
-SELECT request, loan, consumer, session, credits, reason, state, granted, decision_reason,
+SELECT request, loan, consumer, session, borrower, credits, reason, state, granted, decision_reason,
     created_us, decided_us
 FROM requests WHERE loan = :loan ORDER BY created_us DESC, request LIMIT :limit;
 
@@ -874,3 +880,28 @@ SELECT number, session, payload, signature, received_us FROM grant_seen WHERE nu
 -- Keep the counter-signature under the notice of a grant.
 INSERT INTO grant_seen (number, session, payload, signature, received_us)
 VALUES (:number, :session, :payload, :signature, :received_us);
+
+-- name: insert_borrower
+-- Keep a borrower's token, by its hash.
+INSERT INTO borrower_tokens (borrower, loan, note, token_sha256, created_us, revoked_us)
+VALUES (:borrower, :loan, :note, :token_sha256, :created_us, :revoked_us);
+
+-- name: borrower
+-- One borrower's token, revoked or not.
+SELECT borrower, loan, note, token_sha256, created_us, revoked_us FROM borrower_tokens
+WHERE borrower = :borrower;
+
+-- name: borrower_of_token
+-- Whose token it is, if it opens anything.
+SELECT borrower, loan, note, token_sha256, created_us, revoked_us FROM borrower_tokens
+WHERE token_sha256 = :token_sha256 AND revoked_us IS NULL;
+
+-- name: borrowers_of_loan
+-- The tokens of a loan's borrower, the newest first.
+SELECT borrower, loan, note, token_sha256, created_us, revoked_us FROM borrower_tokens
+WHERE loan = :loan ORDER BY created_us DESC, borrower LIMIT :limit;
+
+-- name: revoke_borrower
+-- It opens nothing more.
+UPDATE borrower_tokens SET revoked_us = :revoked_us
+WHERE borrower = :borrower AND revoked_us IS NULL;
