@@ -214,7 +214,7 @@ async def test_whoever_does_not_hold_the_sessions_key_is_told_nothing(doors) -> 
     assert isinstance(await peer.hello(), Welcome)  # the real one is not hurt
 
 
-async def test_a_clone_is_kept_out_while_the_session_is_connected(
+async def test_two_living_connections_of_a_session_are_clones_and_end_it(
     doors,
     monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
 ) -> None:
@@ -225,13 +225,25 @@ async def test_a_clone_is_kept_out_while_the_session_is_connected(
     assert isinstance(await peer.hello(), Welcome)
     clone = Peer(made, http)
     clone.side, clone.session, clone.statement = peer.side, peer.session, peer.statement
-    with pytest.raises(AssertionError):
-        await clone.hello()
-    assert clone.socket.close_code == 1013
-    await peer.say(Report(number=1))
-    assert isinstance(await peer.next(), ReportAnswer)
+    assert isinstance(await clone.hello(), SessionEnded)
+    assert isinstance(await peer.next(), SessionEnded)
+    assert "session.cloned" in made.events()
+    again = Peer(made, http)
+    again.side, again.session, again.statement = peer.side, peer.session, peer.statement
     await peer.socket.close()
-    assert isinstance(await clone.hello(), Welcome)  # the first is gone
+    assert isinstance(await again.hello(), SessionEnded)
+
+
+async def test_a_connection_that_died_is_taken_over(doors) -> None:  # type: ignore[no-untyped-def]
+    made, http = doors
+    peer = Peer(made, http)
+    await peer.enrol()
+    assert isinstance(await peer.hello(), Welcome)
+    again = Peer(made, http)
+    again.side, again.session, again.statement = peer.side, peer.session, peer.statement
+    await peer.socket.close()
+    assert isinstance(await again.hello(), Welcome)
+    assert "session.cloned" not in made.events()
 
 
 async def test_a_report_that_no_enclave_sends_ends_the_session(doors) -> None:  # type: ignore[no-untyped-def]

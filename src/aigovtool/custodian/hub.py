@@ -17,12 +17,17 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from aigovtool.custodian.pushes import Push, announced
-from aigovtool.errors import UnavailableError
+from aigovtool.errors import RefusedError, UnavailableError
 from aigovtool.ids import LoanId, SessionId
 from aigovtool.wire.control import FromCustodian
 
 MAX_WAITING_PUSHES = 256
+PAUSED_S = 1.0  # so late no timer of a running process goes off
 TAKEOVER_WAIT_S = 8.0  # longer than a dead connection goes unnoticed, shorter than a peer waits
+
+
+class ClonedError(RefusedError):
+    """A session has two living connections: somebody copied a running enclave."""
 
 
 class Connection:
@@ -116,20 +121,15 @@ class Hub:
         Be the connection of *session* for the length of the block.
 
         Raises:
-            UnavailableError: another one is alive, or this process hears of nothing.
+            ClonedError: another one is alive, and answers: there are two of this session.
+            UnavailableError: this process hears of nothing.
         """
         if not self._joined:
             raise UnavailableError(
                 "this custodian is parted from its others", code="control.parted"
             )
-        try:
-            async with asyncio.timeout(TAKEOVER_WAIT_S):
-                while (other := self._connections.get(session)) is not None:
-                    await other.gone.wait()
-        except TimeoutError:
-            raise UnavailableError(
-                "this session is connected already", code="control.connected"
-            ) from None
+        while self._connections.get(session) is not None:
+            await self._wait_until_gone(session)
         mine = Connection(session, loan)
         self._connections[session] = mine
         self._of_loan.setdefault(loan, {})[session] = mine
@@ -139,6 +139,22 @@ class Hub:
             del self._connections[session]
             del self._of_loan[loan][session]
             mine.gone.set()
+
+    async def _wait_until_gone(self, session: SessionId) -> None:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        try:
+            async with asyncio.timeout(TAKEOVER_WAIT_S):
+                while (other := self._connections.get(session)) is not None:
+                    await other.gone.wait()
+        except TimeoutError:
+            if loop.time() - begun_s > TAKEOVER_WAIT_S + PAUSED_S:
+                return  # this process was paused, and has not heard yet who died meanwhile
+            raise ClonedError(
+                "this session is connected already, from somewhere that answers",
+                code="control.connected",
+                mend="two that hold one session's keys are clones: enrol each by itself",
+            ) from None
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[asyncio.Event]:

@@ -211,6 +211,28 @@ class Sessions:
                     dataclasses.replace(session, disconnected=entry.now, replica=None)
                 )
 
+    def cloned(self, session_id: SessionId) -> None:
+        """
+        End a session of which two copies are connected; a running enclave was copied.
+
+        Each copy holds the leases that there were, so up to so much was served beyond them. What
+        one of them settles is taken; the other contradicts it, which is an event of its own.
+        """
+        with self._ledger.write(while_held=True) as entry:
+            session = find_session(entry.tx, session_id)
+            if session.state is SessionState.ENDED:
+                return
+            leases, credits, _ = entry.tx.open_of_session(session_id)
+            entry.event(
+                "session.cloned",
+                actor=CUSTODIAN,
+                loan=session.loan,
+                session=session_id,
+                leases=leases,
+                credits=credits,
+            )
+            end_session(entry, session, "two copies of it were connected at one time: a clone")
+
     def stopped(self, session_id: SessionId, proof: Signed) -> None:
         """
         Record a session's proof that key and model are gone, and end it.

@@ -22,7 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from aigovtool.attestation.binding import NONCE_BYTES
 from aigovtool.custodian.api.http import off_loop
 from aigovtool.custodian.app import App
-from aigovtool.custodian.hub import Connection
+from aigovtool.custodian.hub import ClonedError, Connection
 from aigovtool.custodian.records import Session
 from aigovtool.custodian.reporting import Reporting
 from aigovtool.errors import (
@@ -94,6 +94,11 @@ class Control:
                     await asyncio.shield(leave)
         except WebSocketDisconnect:
             return
+        except ClonedError as error:
+            cloned = functools.partial(self._app.sessions.cloned, stated.session)
+            await off_loop(self._app.reports, cloned)
+            await _send(socket, SessionEnded(reason=str(error)))
+            code = POLICY_VIOLATION
         except UnavailableError as error:
             _log.warning(
                 "a control connection is turned away: %s", error, extra=event("control.turned_away")
