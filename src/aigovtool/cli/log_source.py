@@ -161,7 +161,7 @@ def source_of(where: str | None, ticket: Ticket | None) -> LogSource:
         if ticket is None:
             raise ConfigurationError("which log?", mend="name a folder or URL, or give --ticket")
         return WebSource(
-            f"https://{ticket.custodian}{LOG_PATH}",
+            f"https://{ticket.addresses[0]}{LOG_PATH}",
             token=ticket.token,
             anchor=ticket.custodian_certificate.encode(),
         )

@@ -135,7 +135,8 @@ class ServerConfig:
 
     Args:
         listen: for enclaves, TLS under the custodian's own key.
-        advertise: ``host:port`` that goes into tickets, None for what it listens on.
+        advertise: ``host:port``, or several with commas, that goes into tickets; None for what it
+            listens on.
         admin_listen: for the admin API; another than a loopback address needs a certificate.
         admin_certificate, admin_key: PEM files, or None both.
     """

@@ -3,6 +3,8 @@ The enclave's side of every connection to the custodian: pinned TLS, bounded ans
 
 Rule 1: the ticket's certificate is the only trust anchor, and its key must be the ticket's key.
 Rule 2: what comes is bounded before it is read; no exception of aiohttp leaves this module.
+Rule 3: a custodian may have several addresses, each with the ledger whole. Whenever one is of no
+        use, the next attempt goes to the next.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ T = TypeVar("T", bound=Message)
 class Custodian:
     """Where the custodian is, and what proves that it is the one of the ticket."""
 
-    address: str
+    addresses: tuple[str, ...]
     key: bytes
     tls: ssl.SSLContext
 
@@ -78,7 +80,7 @@ class Custodian:
                 "the loan ticket's certificate is not for the ticket's key",
                 mend="ask the custodian for the ticket again, by another way",
             )
-        return cls(ticket.custodian, key, tls)
+        return cls(ticket.addresses, key, tls)
 
 
 class ControlSocket:
@@ -132,10 +134,10 @@ class CustodianClient:
         self._loan = ticket.loan
         self._authorization = {"Authorization": f"Bearer {ticket.token}"}
         self._http: aiohttp.ClientSession | None = None
+        self._turn = 0  # of the addresses
 
     async def __aenter__(self) -> CustodianClient:
         self._http = aiohttp.ClientSession(
-            f"https://{self.custodian.address}",
             connector=aiohttp.TCPConnector(ssl=self.custodian.tls),
             headers=self._authorization,
             timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
@@ -181,8 +183,10 @@ class CustodianClient:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
         )
-        with _translated():
-            async with self._session().get(path, headers=headers, timeout=timeout) as answer:
+        with self._reaching():
+            async with self._session().get(
+                self._url(path), headers=headers, timeout=timeout
+            ) as answer:
                 await _check_status(answer, (206,) if offset else (200,))
                 if offset:
                     expected = f"bytes {offset}-{size - 1}/{size}"
@@ -198,24 +202,39 @@ class CustodianClient:
     @contextlib.asynccontextmanager
     async def control(self) -> AsyncIterator[ControlSocket]:
         """Open the control connection; raises UnavailableError, or what the custodian answered."""
-        with _translated():
+        with self._reaching():
             socket = await self._session().ws_connect(
-                CONTROL_PATH, heartbeat=HEARTBEAT_S, max_msg_size=MAX_CONTROL_BYTES
+                self._url(CONTROL_PATH), heartbeat=HEARTBEAT_S, max_msg_size=MAX_CONTROL_BYTES
             )
         try:
-            yield ControlSocket(socket)
+            with self._reaching():
+                yield ControlSocket(socket)
         finally:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 await socket.close()
+
+    def _url(self, path: str) -> str:
+        addresses = self.custodian.addresses
+        return f"https://{addresses[self._turn % len(addresses)]}{path}"
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Let no exception of aiohttp out, and go elsewhere after a failure (Rule 3)."""
+        try:
+            with _translated():
+                yield
+        except UnavailableError:
+            self._turn += 1
+            raise
 
     def _session(self) -> aiohttp.ClientSession:
         assert self._http is not None, "used outside of its context"
         return self._http
 
     async def _post(self, path: str, message: Message, kind: type[T]) -> T:
-        with _translated():
+        with self._reaching():
             async with self._session().post(
-                path, data=encode(message), headers={"Content-Type": "application/json"}
+                self._url(path), data=encode(message), headers={"Content-Type": "application/json"}
             ) as answer:
                 await _check_status(answer, (200, 201))
                 return decode(await _read(answer, MAX_MESSAGE_BYTES), kind)

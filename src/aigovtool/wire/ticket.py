@@ -23,7 +23,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Args:
         version: of this layout, 1.
         loan: which loan this is.
-        custodian: ``host:port`` that the enclave dials.
+        custodian: ``host:port`` that the enclave dials; several, with commas, are tried in turn.
         custodian_key: the custodian's public key, ``ed25519:…``; its statements are signed by it.
         custodian_certificate: PEM, self-signed by that key; the one TLS trust anchor.
         token: bearer token of this loan's borrower.
@@ -39,6 +39,13 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if self.version != 1:
             raise ValueError(f"version {self.version} is not known; this program reads 1")
+        if not all(self.addresses):
+            raise ValueError("custodian is not host:port, or several of them with commas")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the custodian is, each on its own."""
+        return tuple(address.strip() for address in self.custodian.split(","))
 
 
 def to_toml(ticket: Ticket) -> str:

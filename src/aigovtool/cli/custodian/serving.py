@@ -92,7 +92,11 @@ def _simulated_alternative(now: datetime) -> Any:
 @data_option
 @master_key_option
 @click.option("--listen", default="127.0.0.1:7000", show_default=True, help="For enclaves (TLS).")
-@click.option("--advertise", metavar="HOST:PORT", help="What tickets say, instead of --listen.")
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    help="What tickets say, instead of --listen; several replicas with commas.",
+)
 @click.option(
     "--admin-listen", default="127.0.0.1:6000", show_default=True, help="For the admin API."
 )
@@ -203,7 +207,9 @@ def serve(
         listen=Address.parse(listen, option="--listen"),
         advertise=None
         if advertise is None
-        else str(Address.parse(advertise, option="--advertise")),
+        else ",".join(
+            str(Address.parse(each, option="--advertise")) for each in advertise.split(",")
+        ),
         admin_listen=Address.parse(admin_listen, option="--admin-listen"),
         admin_certificate=admin_tls_certificate,
         admin_key=admin_tls_key,
