@@ -22,12 +22,14 @@ from aigovtool.channel.accepting import Choose, Entrance, always
 from aigovtool.channel.guarded import guarded_protocol
 from aigovtool.channel.signals import ended_by_signals
 from aigovtool.crypto.tls import TLS_CIPHERS, make_custodian_identity, server_context
+from aigovtool.custodian import heartbeat
 from aigovtool.custodian.api.admin import admin_app
 from aigovtool.custodian.api.either import either
 from aigovtool.custodian.api.enclaves import enclave_app
 from aigovtool.custodian.api.http import off_loop
 from aigovtool.custodian.app import App
 from aigovtool.custodian.data import Address, ServerConfig
+from aigovtool.custodian.heartbeat import SparingWebSocket
 from aigovtool.errors import AIGovToolError, ConfigurationError
 from aigovtool.telemetry.logs import event
 from aigovtool.wire.control import MAX_CONTROL_BYTES, ShuttingDown
@@ -35,8 +37,6 @@ from aigovtool.wire.control import MAX_CONTROL_BYTES, ShuttingDown
 SWEEP_EVERY_S = 1.0
 LOG_EVERY_S = 0.5  # an event is published within that and the time of writing it
 SETTLE_WITHIN_S = 3.0  # at the end; what comes later is settled after the next start
-PING_EVERY_S = 2.0
-PING_TIMEOUT_S = 4.0  # with PING_EVERY_S less than hub.TAKEOVER_WAIT_S
 IDLE_TIMEOUT_S = 30
 CLOSE_TIMEOUT_S = 2
 MAX_CONNECTIONS = 20_000
@@ -248,10 +248,10 @@ class _Uvicorn(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=self._protocol,
-                ws="websockets-sansio",
+                ws=SparingWebSocket,
                 ws_max_size=MAX_CONTROL_BYTES,
-                ws_ping_interval=PING_EVERY_S,
-                ws_ping_timeout=PING_TIMEOUT_S,
+                ws_ping_interval=heartbeat.LOOK_EVERY_S,
+                ws_ping_timeout=heartbeat.ANSWER_WITHIN_S,
                 ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
