@@ -148,7 +148,9 @@ def forged_receipts_are_named(stage: Stage, path: Path) -> None:
 
 
 def forged_statements_are_named(stage: Stage, file: Path, receipts: Path) -> None:
-    with open_custodian(DataFolder(stage.data), clock=SystemClock(), environ={}) as app:
+    with open_custodian(
+        DataFolder(stage.data), clock=SystemClock(), environ=stage.environment()
+    ) as app:
         key = app.key
 
     def understated(said: Statement) -> Statement:

@@ -145,7 +145,7 @@ def judge_mark(tx: Reading, mark: Mark) -> tuple[Marked | None, Reason | None]:
     Return what the mark says, and why the ledger must be held for it, if so.
 
     A ledger without loans lends nothing, so that a mark which is not there yet is none missing. Nor
-    is it for a replica that comes to a database which others may serve.
+    is it for a replica that comes to a database which others serve now: they know how far it is.
     """
     try:
         marked = mark.read()
@@ -153,7 +153,8 @@ def judge_mark(tx: Reading, mark: Mark) -> tuple[Marked | None, Reason | None]:
         return None, error.reasons[0]
     if marked is not None:
         return marked, lost_since(tx, marked.head)
-    if mark.shared or not tx.loans():
+    beside = mark.shared and any(tx.replica_lives(number) for number in tx.replicas())
+    if beside or not tx.loans():
         return None, None
     return None, Reason(
         code="mark.absent",
