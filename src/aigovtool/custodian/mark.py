@@ -5,7 +5,9 @@ A ledger that is behind its mark was put back from a copy. The mark is one small
 custodian, in the user's state folder or where ``--mark`` says.
 
 Rule 1: it is written after a commit and before anything that was decided leaves the process. So a
-        ledger is never behind its mark unless it was rolled back, whatever is killed when.
+        ledger is never behind its mark unless it was rolled back, whatever is killed when. (On
+        PostgreSQL a push leaves with the commit itself, before the mark; no lease or key does.
+        With replicas each has a mark of its own, and none vouches for an account.)
 Rule 2: a write is a few `pwrite` calls and no `fsync`: what the system has survives the death of
         the process. The disk gets it every second and at the end; after the machine itself died the
         mark may be old, says so (`Marked.current`), and vouches for no account.
