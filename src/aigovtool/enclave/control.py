@@ -346,7 +346,12 @@ class Conversation:
                 await socket.send(report)
             if not renewal.unsettled:
                 return
-            message = await socket.receive(FromCustodian)
+            now_s = self._clock.monotonic_s()
+            try:
+                async with asyncio.timeout(renewal.wake_at(now_s) - now_s):
+                    message = await socket.receive(FromCustodian)
+            except TimeoutError:
+                continue  # something is to be sent again
             if isinstance(message, SessionEnded):
                 self._forgotten = True
                 return

@@ -44,6 +44,7 @@ class Settlements:
         "_key",
         "_loan",
         "_receipts",
+        "_sent",
         "_session",
         "_unsettled",
         "again_s",
@@ -60,6 +61,7 @@ class Settlements:
         self._chain = NO_SETTLEMENT_BEFORE
         self._unsettled: dict[LeaseId, _Unsettled] = {}
         self._kept: deque[_Unsettled] = deque(maxlen=KEPT)
+        self._sent: tuple[LeaseId, ...] = ()  # in the report that is not answered yet
         self.again_s = -math.inf
 
     def __bool__(self) -> bool:
@@ -89,14 +91,21 @@ class Settlements:
         """Return what the next report must carry, the oldest first."""
         if now_s < self.again_s:
             return ()
-        return tuple(one.settlement for one in islice(self._unsettled.values(), MAX_SETTLEMENTS))
+        self._sent = tuple(islice(self._unsettled, MAX_SETTLEMENTS))
+        return tuple(self._unsettled[lease].settlement for lease in self._sent)
 
     def acknowledged(self, leases: Iterable[LeaseId], now_s: float) -> None:
-        """The custodian has these; what it has not acknowledged is sent again, a little later."""
+        """
+        The custodian has these. What was sent and is not among them is sent again, a little later;
+        what has not been sent yet goes at once.
+        """
         for lease in leases:
             if (settled := self._unsettled.pop(lease, None)) is not None:
                 self._kept.append(settled)
-        self.again_s = now_s + AGAIN_S if self._unsettled else -math.inf
+        if self._sent:
+            refused = any(lease in self._unsettled for lease in self._sent)
+            self.again_s = now_s + AGAIN_S if refused else -math.inf
+            self._sent = ()
 
     def hand_in(self) -> None:
         """Send what was acknowledged once more: the custodian's ledger may have lost it since."""
