@@ -25,10 +25,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -37,6 +37,7 @@ from aigovtool.custodian.records import LoanTerms
 from aigovtool.drill.proxy import Wire
 from aigovtool.drill.scene import Enclave, Replica, Scene, open_scene
 from aigovtool.errors import AIGovToolError, UnavailableError
+from benchmarks.database import Database, database
 
 LEASE_S = 1.0
 FIRST_CREDITS = 2000
@@ -48,13 +49,6 @@ BETWEEN_S = (1.0, 4.0)
 MEND_LIMIT_S = 60.0
 SETTLE_LIMIT_S = 90.0  # the grace of a silent session is 30 s
 PARTITIONS = (Wire.FROZEN, Wire.HALF_OPEN, Wire.SLOW, Wire.CUT)
-
-
-class Database(Protocol):
-    """A database server of the campaign's own."""
-
-    def kill(self) -> None: ...
-    def start(self) -> None: ...
 
 
 @dataclass
@@ -183,7 +177,10 @@ class Campaign:
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     dice = random.Random(options.seed)
     begin_s = time.monotonic()
-    with _database(options) as (server, url), open_scene(folder, database=url) as scene:
+    with (
+        database(postgresql=options.postgresql) as (server, url),
+        open_scene(folder, database=url) as scene,
+    ):
         scene.lend(FIRST_CREDITS, LoanTerms(lease_duration_s=LEASE_S))
         for _ in range(options.replicas - 1):
             scene.add_replica()
@@ -215,21 +212,6 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "refused": dict(seen.refused.most_common()),
             "wrong": wrong,
         }
-
-
-@contextlib.contextmanager
-def _database(options: argparse.Namespace) -> Iterator[tuple[Database | None, str | None]]:
-    """Lend a PostgreSQL server, and the URL of an empty database on it, if that is wanted."""
-    if not options.postgresql:
-        yield None, None
-        return
-    from tests.postgresql import Server
-
-    server = Server()
-    try:
-        yield server, server.url(server.new_database(empty=True))
-    finally:
-        server.close()
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ process of its own, and holds no model. For each size of the fleet:
 - stop: under the paced load, from just before the operator's call to the moment at which each
   enclave has taken in the stop, several times over.
 
-    python -m benchmarks.fleet [--enclaves 10 100 1000] [--seconds 10] [--stops 5] [--json]
+    python -m benchmarks.fleet [--enclaves 10 100 1000] [--seconds 10] [--stops 5]
+                               [--postgresql] [--json]
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from aigovtool.ids import ConsumerId, LoanId, SessionId, new_id
 from aigovtool.wire.codec import Signed
 from aigovtool.wire.enrolment import Keys
 from aigovtool.wire.ticket import Ticket, read_ticket
+from benchmarks.database import database
 from benchmarks.simulated_enclave import SimulatedEnclave, Tally
 
 CREDITS = 10**12
@@ -75,14 +77,12 @@ class Prepared:
     stated: dict[SessionId, Signed]
 
 
-def prepare(stage: Stage, enclaves: int, database: str | None) -> Prepared:
+def prepare(stage: Stage, enclaves: int) -> Prepared:
     """Lend the demo's model and open *enclaves* sessions in one decision."""
     assert stage.init().code == 0
     folder = DataFolder(stage.data)
     keys = {SessionId(new_id("session")): SigningKey.generate() for _ in range(enclaves)}
-    with open_custodian(
-        folder, clock=SystemClock(), environ=stage.environment(), database=database
-    ) as app:
+    with open_custodian(folder, clock=SystemClock(), environ=stage.environment()) as app:
         lent = lend(
             app,
             Upload(path=ASSETS / "digits.onnx"),
@@ -293,11 +293,11 @@ async def measure(
 def run(enclaves: int, options: argparse.Namespace) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="aigovtool-fleet-") as folder,
-        Stage(Path(folder)) as stage,
+        database(postgresql=options.postgresql) as (_, url),
+        Stage(Path(folder), database=url) as stage,
     ):
-        prepared = prepare(stage, enclaves, options.database)
-        more = [] if options.database is None else ["--database", options.database]
-        custodian = stage.serve_custodian("--log-level", "warning", *more)
+        prepared = prepare(stage, enclaves)
+        custodian = stage.serve_custodian("--log-level", "warning")
         admin = AdminClient.of(
             f"http://127.0.0.1:{stage.admin_port}", DataFolder(stage.data).admin_token
         )
@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.5)
     parser.add_argument("--most-reports", type=float, default=400.0, help="a second, paced")
     parser.add_argument("--stops", type=int, default=5)
-    parser.add_argument("--database", help="the ledger, instead of SQLite")
+    parser.add_argument("--postgresql", action="store_true", help="the ledger, instead of SQLite")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     files = max(options.enclaves) * FILES_EACH + FILES_ELSE
