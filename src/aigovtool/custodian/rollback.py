@@ -123,7 +123,8 @@ def vouches(tx: Reading, marked: Marked, hold: Hold, past: Sequence[bytes]) -> b
     Whether a mark is the newest there is, so that it knows what was left when the ledger was lost.
 
     1. Nothing was written after it that it does not know (`Marked.current`).
-    2. No statement of ours, nor the published log, knows more than it.
+    2. No statement of ours knows more than it, and it was not the published log alone that showed
+       the loss. (Of a log that is ahead of ledger and mark both, docs/rollback.md warns.)
     3. It is of no life of the ledger that has ended; *past* are those.
     4. It is not older than the copy itself, which then was served elsewhere.
     """
