@@ -63,6 +63,7 @@ CREDITS = 10**12
 FILES_EACH = 1  # file descriptors of one connection, in each process
 FILES_ELSE = 500
 CONNECTING_AT_ONCE = 100
+CONNECT_LIMIT_S = 600.0  # sessions that are not connected yet must not lapse
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -87,7 +88,7 @@ def prepare(stage: Stage, enclaves: int) -> Prepared:
             app,
             Upload(path=ASSETS / "digits.onnx"),
             credits=CREDITS,
-            terms=LoanTerms(max_enclaves=enclaves),
+            terms=LoanTerms(max_enclaves=enclaves, settle_grace_s=CONNECT_LIMIT_S),
             policy=folder.policy.read_text(),
             address=f"127.0.0.1:{stage.custodian_port}",
         )
