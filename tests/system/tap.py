@@ -6,8 +6,8 @@ Only a test can have that: it takes the key out of the custodian's ledger with t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import socket
 import struct
 import threading
 from datetime import UTC, datetime
@@ -42,55 +42,68 @@ class Tap:
         self._to_port = to_port
         self._up: list[bytearray] = []
         self.port = free_port()
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, daemon=True).start()
+        # one thread for all of it: a TLS connection is not for two threads at once
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._listener = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._join, "127.0.0.1", self.port, ssl=self._server), self._loop
+        ).result()
 
     def said(self) -> list[bytes]:
         """Return all that was said to the custodian, connection by connection, unmasked."""
         return [unmasked(bytes(up)) for up in self._up]
 
     def close(self) -> None:
+        """End the relay, with every connection that goes through it."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
         self._listener.close()
+        through = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in through:
+            one.cancel()
+        await asyncio.gather(*through, return_exceptions=True)
 
-    def _accept(self) -> None:
+    async def _join(self, near: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
+        kept = bytearray()
+        self._up.append(kept)
+        try:
+            far, ask = await asyncio.open_connection("127.0.0.1", self._to_port, ssl=self._client)
+        except OSError:  # the custodian is gone: so is the relay's other end
+            answer.close()
+            return
+        await asyncio.gather(_pass_on(near, ask, kept), _pass_on(far, answer, None))
+
+
+async def _pass_on(
+    source: asyncio.StreamReader, to: asyncio.StreamWriter, kept: bytearray | None
+) -> None:
+    try:
         with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                threading.Thread(target=self._join, args=(near,), daemon=True).start()
-
-    def _join(self, near: socket.socket) -> None:
-        with contextlib.suppress(OSError), near:
-            plain = socket.create_connection(("127.0.0.1", self._to_port))
-            with (
-                plain,
-                self._client.wrap_socket(plain) as far,
-                self._server.wrap_socket(near, server_side=True) as secured,
-            ):
-                kept = bytearray()
-                self._up.append(kept)
-                back = threading.Thread(target=_pass_on, args=(far, secured, None), daemon=True)
-                back.start()
-                _pass_on(secured, far, kept)
-                back.join()
-
-
-def _pass_on(source: socket.socket, to: socket.socket, kept: bytearray | None) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            if kept is not None:
-                kept += data
-            to.sendall(data)
-    for one in (source, to):
+            while data := await source.read(65536):
+                if kept is not None:
+                    kept += data
+                to.write(data)
+                await to.drain()
+    finally:
+        to.close()
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+            await to.wait_closed()
 
 
 def unmasked(stream: bytes) -> bytes:
     """Return *stream* with the frames of a WebSocket in it, if it became one, in the clear."""
-    head, found, rest = stream.partition(_END_OF_HEAD)
-    if not found or b"upgrade: websocket" not in head.lower():
+    # the upgrade may be a later request of a connection that was kept alive
+    asked = stream.lower().find(b"upgrade: websocket")
+    if asked < 0:
         return stream
-    frames = [head + found]
+    opened = stream.index(_END_OF_HEAD, asked) + len(_END_OF_HEAD)
+    rest = stream[opened:]
+    frames = [stream[:opened]]
     while len(rest) >= 6:  # RFC 6455 section 5.2; a client's frames are all masked
         size, at = rest[1] & 0x7F, 2
         if size == 126:
