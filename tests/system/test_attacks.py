@@ -30,6 +30,7 @@ from aigovtool.wire.codec import encode
 from aigovtool.wire.enrolment import ChallengeRequest, Documents, EnrolRequest, Keys
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
 from aigovtool.wire.ticket import Ticket, read_ticket, to_toml
+from tests.system.files import files_of
 
 INFER = "/v2/models/digits/infer"
 CANARY = np.float32(7313.1377)  # no settlement, key or digest holds it by chance four times over
@@ -185,10 +186,10 @@ def test_nothing_of_a_query_is_in_any_file_log_or_byte_to_the_custodian(scene: S
                 needles[f"{name} base64 {order} {start}"] = text[4 if start else 0 : -4]
         needles[f"{name} decimal"] = repr(float(array[0])).encode()
     assert len(json.dumps(float(scores[0]))) > 6
-    files = [path for path in scene.stage.folder.rglob("*") if path.is_file()]
+    files = files_of(scene.stage)
     logs = [path for path in files if path.suffix == ".log"]
     assert len(logs) >= 2
-    places = {str(path): path.read_bytes() for path in files}
+    places = {str(path): body for path, body in files.items()}
     places["to the custodian"] = bytes(scene.relay.up)
     places["events"] = scene.stage.custodian("events", "--limit", "10000").stdout.encode()
     found = [(what, where) for what, n in needles.items() for where, b in places.items() if n in b]
