@@ -103,8 +103,9 @@ class Noted:
         level = logging.DEBUG if self.kind in _EVERYDAY else logging.INFO
         if _log.isEnabledFor(level):
             ids = self.ids()
-            words = " ".join(f"{name} {value}" for name, value in ids.items() if value is not None)
-            _log.log(level, "%s: %s", self.kind, words, extra=event(self.kind, **ids))
+            about = [f"{name} {value}" for name, value in ids.items() if value is not None]
+            words = f"{self.kind}: {' '.join(about)}" if about else self.kind
+            _log.log(level, "%s", words, extra=event(self.kind, **ids))
 
 
 class Entry:

@@ -14,6 +14,8 @@ from aigovtool.cli.output import SIMULATED
 from aigovtool.custodian.api import views
 from aigovtool.custodian.reconciling import Reconciled
 
+SHORT_CELL = 20  # characters: a time, or the name of an event
+
 _STATES = {
     "active": "green",
     "live": "green",
@@ -39,23 +41,35 @@ def table(
     """
     Return a plain table; numbers are set right, states coloured.
 
-    Long cells are folded, so that nothing is lost, or with *one_line* cut.
+    Long cells are folded, so that nothing is lost, or with *one_line* cut. On a narrow terminal
+    the longest give way first: no heading is broken within a word, no short cell cut.
     """
-    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    made = Table(
+        title=title or None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     numbers = {
         index
         for index in range(len(columns))
         if rows and all(isinstance(row[index], int | float) for row in rows)
     }
+    cells = [[_cell(value) for value in row] for row in rows]
     for index, column in enumerate(columns):
+        widths = [len(word) for word in column.split()]
+        if one_line:
+            widths += [len(row[index]) for row in cells if len(row[index]) <= SHORT_CELL]
         made.add_column(
             column,
             justify="right" if index in numbers else "left",
             overflow="ellipsis" if one_line else "fold",
             no_wrap=one_line,
+            min_width=max(widths, default=None),
         )
-    for row in rows:
-        made.add_row(*(_cell(value) for value in row))
+    for row in cells:
+        made.add_row(*row)
     return made
 
 
@@ -245,22 +259,28 @@ def webhooks(found: Sequence[views.WebhookView]) -> Table:
     )
 
 
-def events(found: Sequence[views.EventView], *, one_line: bool = False) -> Table:
+def events(found: Sequence[views.EventView]) -> Table:
     return table(
         "",
-        ["number", "time", "kind", "actor", "about", "detail"],
-        [
-            [
-                one.number,
-                one.time,
-                one.kind,
-                one.actor,
-                one.lease or one.consumer or one.session or one.loan,
-                _detail(one),
-            ]
-            for one in found
-        ],
-        one_line=one_line,
+        ["number", "time", "kind", *_EVENT_TEXTS],
+        [[one.number, one.time, one.kind, *_event_texts(one)] for one in found],
+    )
+
+
+_EVENT_TEXTS = ("actor", "about", "detail")
+
+
+def _event_texts(one: views.EventView) -> tuple[str | None, ...]:
+    return one.actor, one.lease or one.consumer or one.session or one.loan, _detail(one)
+
+
+def _newest(found: Sequence[views.EventView]) -> Table:
+    """Events of these minutes, a line each."""
+    return table(
+        "",
+        ["time", "kind", *_EVENT_TEXTS],
+        [[f"{one.time.astimezone():%H:%M:%S}", one.kind, *_event_texts(one)] for one in found],
+        one_line=True,
     )
 
 
@@ -323,7 +343,7 @@ def snapshot(now: views.Snapshot) -> RenderableType:
                 "spent",
                 "forfeited",
                 "granted",
-                "if you stop now",
+                "if stopped",
             ],
             rows,
         )
@@ -338,7 +358,7 @@ def snapshot(now: views.Snapshot) -> RenderableType:
         parts.append(table("", ["loan", "consumer", "used", "own budget left", ""], users))
     if now.requests:
         parts += [Text("requests for more", style="bold yellow"), requests(now.requests)]
-    parts.append(events(now.events, one_line=True))
+    parts.append(_newest(now.events))
     return Group(*parts)
 
 
