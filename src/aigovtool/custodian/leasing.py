@@ -239,19 +239,28 @@ class Leasing:
         books = Books(entry, loan)
         actor = session.session
         settled = tuple(books.settle(each, session, actor=actor) for each in opened)
+        open_leases, own_credits, _ = entry.tx.open_of_session(session.session)
+        allowed = _allowance(entry, session, loan)
         row = None
         if report.want is not None:
             wish = _read_want(report.want, books, entry.now)
             lives = session.state is SessionState.LIVE and is_active(loan, entry.now)
-            if lives and not self._suspended:
-                row = self._lease(
-                    entry, session, loan, number=report.number, wish=wish, books=books
+            has_room = open_leases < MAX_OPEN_LEASES and not self._suspended
+            if lives and has_room and allowed is not None:
+                row = _lease(
+                    entry,
+                    session,
+                    loan,
+                    number=report.number,
+                    wish=wish,
+                    allowed=allowed,
+                    books=books,
                 )
+        if row is not None:
+            own_credits += row.credits
         books.write()
         if books.freed:
             entry.push(loan.loan, CreditsFreed(left=books.account.left), but=session.session)
-        _, own_credits, _ = entry.tx.open_of_session(session.session)
-        allowed = _allowance(entry, session, loan)
         return Decision(
             settled=settled,
             lease=None if row is None else _told(entry, loan, row),
@@ -275,64 +284,6 @@ class Leasing:
             },
         )
 
-    def _lease(
-        self,
-        entry: Entry,
-        session: Session,
-        loan: Loan,
-        *,
-        number: int,
-        wish: _Wish,
-        books: Books,
-    ) -> LeaseRow | None:
-        open_leases, _, _ = entry.tx.open_of_session(session.session)
-        allowed = _allowance(entry, session, loan)
-        if open_leases >= MAX_OPEN_LEASES or allowed is None:
-            return None
-        left = books.account.left
-        # a lease of duration 0 is used at once: there is nothing to share
-        sharers = entry.tx.count_sharers(loan.loan, session.session) + 1
-        at_once = allowed.duration_s <= 0
-        price = max(1, wish.at_least)
-        limit = min(allowed.max_credits, books.rate_room(price))
-        credits = budget.block(wish.credits, left, sharers, limit, left if at_once else price)
-        caps: dict[ConsumerId, int] = {}
-        for name, wanted in wish.capped.items():
-            own = books.consumer(name).account.left if books.consumer(name).budgeted else left
-            price = max(1, wish.at_least_of.get(name, 0))
-            limit = min(credits, books.rate_room_of(name, price))
-            cap = budget.block(wanted, own, sharers, limit, own if at_once else price)
-            if cap:
-                caps[name] = cap
-        # what only capped consumers may use must not exceed what they have
-        credits = min(credits, wish.uncapped + sum(caps.values()))
-        if credits < 1:
-            return None
-        caps = {consumer: min(cap, credits) for consumer, cap in caps.items()}
-        row = LeaseRow(
-            lease=LeaseId(new_id("lease")),
-            session=session.session,
-            loan=loan.loan,
-            number=number,
-            credits=credits,
-            duration_s=allowed.duration_s,
-            granted=entry.now,
-            expires=entry.now + timedelta(seconds=allowed.duration_s),
-            caps=caps,
-        )
-        books.lease(row)
-        entry.event(
-            "lease.granted",
-            actor=session.session,
-            loan=loan.loan,
-            session=session.session,
-            lease=row.lease,
-            credits=row.credits,
-            caps=caps,
-            left=books.account.left,
-        )
-        return row
-
     def _refuse(self, session_id: SessionId, report: Report, error: AIGovToolError) -> None:
         with self._ledger.write(while_held=True) as entry:
             session = entry.tx.session(session_id)
@@ -349,6 +300,62 @@ class Leasing:
             )
             if session.state is not SessionState.ENDED:
                 end_session(entry, session, f"it sent a report that was refused: {error}")
+
+
+def _lease(
+    entry: Entry,
+    session: Session,
+    loan: Loan,
+    *,
+    number: int,
+    wish: _Wish,
+    allowed: ageing.Allowance,
+    books: Books,
+) -> LeaseRow | None:
+    """Grant what *allowed* and the *books* have of a wish, by the report of this number, if any."""
+    left = books.account.left
+    # a lease of duration 0 is used at once: there is nothing to share
+    sharers = entry.tx.count_sharers(loan.loan, session.session) + 1
+    at_once = allowed.duration_s <= 0
+    price = max(1, wish.at_least)
+    limit = min(allowed.max_credits, books.rate_room(price))
+    credits = budget.block(wish.credits, left, sharers, limit, left if at_once else price)
+    caps: dict[ConsumerId, int] = {}
+    for name, wanted in wish.capped.items():
+        own = books.consumer(name).account.left if books.consumer(name).budgeted else left
+        price = max(1, wish.at_least_of.get(name, 0))
+        limit = min(credits, books.rate_room_of(name, price))
+        cap = budget.block(wanted, own, sharers, limit, own if at_once else price)
+        if cap:
+            caps[name] = cap
+    # what only capped consumers may use must not exceed what they have
+    credits = min(credits, wish.uncapped + sum(caps.values()))
+    if credits < 1:
+        return None
+    caps = {consumer: min(cap, credits) for consumer, cap in caps.items()}
+    row = LeaseRow(
+        lease=LeaseId(new_id("lease")),
+        session=session.session,
+        loan=loan.loan,
+        number=number,
+        credits=credits,
+        duration_s=allowed.duration_s,
+        granted=entry.now,
+        expires=entry.now + timedelta(seconds=allowed.duration_s),
+        caps=caps,
+    )
+    books.lease(row)
+    entry.event(
+        "lease.granted",
+        actor=session.session,
+        loan=loan.loan,
+        session=session.session,
+        lease=row.lease,
+        credits=row.credits,
+        caps=caps,
+        left=books.account.left,
+    )
+    return row
 
 
 def _told(entry: Entry, loan: Loan, row: LeaseRow) -> Lease:
