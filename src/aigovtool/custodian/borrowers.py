@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aigovtool.custodian.grants import MAX_REQUEST_CREDITS
+from aigovtool.custodian.grants import check_credits, open_request
 from aigovtool.custodian.ledger import Ledger, is_active, loan_of
 from aigovtool.custodian.records import (
     Borrower,
     BorrowerId,
     MoreRequest,
-    RequestId,
-    RequestState,
 )
 from aigovtool.custodian.tokens import BORROWER, hash_token, new_token
-from aigovtool.errors import ConflictError, MalformedError, NotFoundError, UnauthenticatedError
+from aigovtool.errors import ConflictError, NotFoundError, UnauthenticatedError
 from aigovtool.ids import LoanId, new_id
 from aigovtool.wire.words import plain
 
@@ -94,39 +92,18 @@ class Borrowers:
             MalformedError: not a number of credits that one may ask for.
             ConflictError: the loan is not active.
         """
-        if not 1 <= credits <= MAX_REQUEST_CREDITS:
-            raise MalformedError(
-                "not a number of credits to ask for",
-                expected=f"1 to {MAX_REQUEST_CREDITS}",
-                came=str(credits),
-            )
+        check_credits(credits)
         with self._ledger.write() as entry:
             loan = loan_of(entry.tx, borrower.loan)
             if not is_active(loan, entry.now):
                 raise ConflictError(f"the loan is {loan.state}", code="loan.over")
             if (found := entry.tx.open_request_of_borrower(loan.loan)) is not None:
                 return found
-            request = MoreRequest(
-                request=RequestId(new_id("request")),
-                loan=loan.loan,
-                consumer=None,
-                session=None,
-                borrower=borrower.borrower,
-                credits=credits,
-                reason=plain(reason),
-                state=RequestState.OPEN,
-                granted=0,
-                decision_reason="",
-                created=entry.now,
-                decided=None,
-            )
-            entry.tx.insert_request(request)
-            entry.event(
-                "request.opened",
+            return open_request(
+                entry,
                 actor=borrower.borrower,
                 loan=loan.loan,
-                request=request.request,
-                credits=request.credits,
-                reason=request.reason,
+                borrower=borrower.borrower,
+                credits=credits,
+                reason=reason,
             )
-            return request

@@ -11,6 +11,7 @@ Rule 4: what is granted to a consumer's own budget does not add to the loan's; a
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from aigovtool.custodian.ledger import (
     Entry,
@@ -22,6 +23,7 @@ from aigovtool.custodian.ledger import (
 )
 from aigovtool.custodian.lifecycle import LoanState, SessionState, state_at
 from aigovtool.custodian.records import (
+    BorrowerId,
     Consumer,
     GrantKind,
     GrantRow,
@@ -39,6 +41,58 @@ from aigovtool.wire.words import plain
 
 MAX_REQUEST_CREDITS = 1 << 40  # what a consumer may ask for; a person reads it
 _OVER = frozenset({LoanState.EXPIRED, LoanState.CLOSED})
+
+
+def check_credits(credits: int) -> None:
+    """Raise MalformedError unless one may ask for so many."""
+    if not 1 <= credits <= MAX_REQUEST_CREDITS:
+        raise MalformedError(
+            "not a number of credits to ask for",
+            expected=f"1 to {MAX_REQUEST_CREDITS}",
+            came=str(credits),
+        )
+
+
+def open_request(
+    entry: Entry,
+    *,
+    actor: str,
+    loan: LoanId,
+    credits: int,
+    reason: str,
+    session: SessionId | None = None,
+    consumer: ConsumerId | None = None,
+    borrower: BorrowerId | None = None,
+    **detail: Any,
+) -> MoreRequest:
+    """Keep a request for more, for a person to decide; *detail* goes into its event."""
+    request = MoreRequest(
+        request=RequestId(new_id("request")),
+        loan=loan,
+        consumer=consumer,
+        session=session,
+        borrower=borrower,
+        credits=credits,
+        reason=plain(reason),
+        state=RequestState.OPEN,
+        granted=0,
+        decision_reason="",
+        created=entry.now,
+        decided=None,
+    )
+    entry.tx.insert_request(request)
+    entry.event(
+        "request.opened",
+        actor=actor,
+        loan=loan,
+        session=session,
+        consumer=consumer,
+        request=request.request,
+        credits=request.credits,
+        reason=request.reason,
+        **detail,
+    )
+    return request
 
 
 class Grants:
@@ -142,12 +196,7 @@ class Grants:
             MalformedError: not a number of credits that one may ask for.
             RefusedError: the session has ended, or the consumer is blocked.
         """
-        if not 1 <= wanted.credits <= MAX_REQUEST_CREDITS:
-            raise MalformedError(
-                "not a number of credits to ask for",
-                expected=f"1 to {MAX_REQUEST_CREDITS}",
-                came=str(wanted.credits),
-            )
+        check_credits(wanted.credits)
         with self._ledger.write() as entry:
             session = session_of(entry.tx, session_id)
             consumer = _member(entry, session.loan, wanted.consumer)
@@ -156,29 +205,14 @@ class Grants:
             found = entry.tx.open_request_of_consumer(session.loan, wanted.consumer)
             if found is not None:
                 return found.request
-            request = MoreRequest(
-                request=RequestId(new_id("request")),
-                loan=session.loan,
-                consumer=wanted.consumer,
-                session=session_id,
-                credits=wanted.credits,
-                reason=plain(wanted.reason),
-                state=RequestState.OPEN,
-                granted=0,
-                decision_reason="",
-                created=entry.now,
-                decided=None,
-            )
-            entry.tx.insert_request(request)
-            entry.event(
-                "request.opened",
+            request = open_request(
+                entry,
                 actor=session_id,
                 loan=session.loan,
                 session=session_id,
                 consumer=wanted.consumer,
-                request=request.request,
-                credits=request.credits,
-                reason=request.reason,
+                credits=wanted.credits,
+                reason=wanted.reason,
                 waiting=wanted.waiting,
             )
             return request.request

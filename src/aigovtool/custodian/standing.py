@@ -29,13 +29,7 @@ EVENTS: dict[Step, str] = {
 
 def open_standing(entry: Entry, session: Session, result: AttestationResult) -> None:
     """Note how a new session stands."""
-    standing = Standing(
-        session=session.session,
-        appraised=entry.now,
-        tcb_status=result.tcb_status,
-        grace=result.grace,
-        step=step_at(result.grace, entry.now),
-    )
+    standing = _appraised(entry, session, result)
     entry.tx.insert_standing(standing)
     if standing.step is not Step.FULL:
         _say(entry, session, standing)
@@ -45,13 +39,7 @@ def renew_standing(
     entry: Entry, session: Session, before: Standing, result: AttestationResult
 ) -> None:
     """Note how a session stands by new evidence that was accepted; nothing more is awaited."""
-    standing = Standing(
-        session=session.session,
-        appraised=entry.now,
-        tcb_status=result.tcb_status,
-        grace=result.grace,
-        step=step_at(result.grace, entry.now),
-    )
+    standing = _appraised(entry, session, result)
     entry.tx.set_standing(standing)
     if standing.step is not before.step:
         _say(entry, session, standing)
@@ -70,6 +58,16 @@ def note_age(entry: Entry, session: Session, standing: Standing) -> bool:
     if step is Step.REFUSED:
         _end(entry, session)
     return True
+
+
+def _appraised(entry: Entry, session: Session, result: AttestationResult) -> Standing:
+    return Standing(
+        session=session.session,
+        appraised=entry.now,
+        tcb_status=result.tcb_status,
+        grace=result.grace,
+        step=step_at(result.grace, entry.now),
+    )
 
 
 def _end(entry: Entry, session: Session) -> None:
