@@ -65,6 +65,7 @@ from aigovtool.custodian.webhooks import Webhooks
 from aigovtool.errors import (
     ConfigurationError,
     ConflictError,
+    MalformedError,
     NotFoundError,
     RefusedError,
     VerificationError,
@@ -310,10 +311,21 @@ def _hold_behind_log(app: App) -> None:
         try:
             app.logbook.check_not_rolled_back()
         except (RefusedError, VerificationError) as error:
-            behind = dataclasses.replace(error.reasons[0], code=rollback.BEHIND_LOG)
+            reason = error.reasons[0]
         else:
             return
-    app.ledger.hold(behind)
+    app.ledger.hold(dataclasses.replace(reason, code=_behind_log(app)))
+
+
+def _behind_log(app: App) -> str:
+    """Return whether the mark, too, is older than the published log: then it vouches no more."""
+    try:
+        marked = app.ledger.mark.read()
+        published = app.logbook.last_published_event()
+    except (MalformedError, VerificationError):  # a damaged mark, another's log: neither compares
+        return rollback.BEHIND_LOG
+    older = marked is not None and marked.head.event < published
+    return rollback.MARK_BEHIND_LOG if older else rollback.BEHIND_LOG
 
 
 @contextlib.contextmanager

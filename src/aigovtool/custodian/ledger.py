@@ -334,8 +334,8 @@ class Ledger:
         """Lease, release and grant nothing more, until an operator has reconciled the ledger."""
         with self._deciding:
             # that a mark is not the newest either counts for more than what was found before
-            disproved = reason.code == rollback.BY_STATEMENT
-            if self._hold is None or (disproved and self._hold.code != rollback.BY_STATEMENT):
+            worse = reason.code in rollback.DISPROVES_MARK
+            if self._hold is None or (worse and self._hold.code not in rollback.DISPROVES_MARK):
                 self._hold_for(reason)
 
     def refresh(self) -> None:

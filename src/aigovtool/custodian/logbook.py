@@ -237,6 +237,20 @@ class Logbook:
             head = head_of(tx)
         self._files.check_behind(open_checkpoint(head.checkpoint, self._key.verifier))
 
+    def last_published_event(self) -> int:
+        """
+        Return the highest number that the last event in the published log can have.
+
+        Each entry that the ledger does not know is of one event, or of none (`adopt`).
+
+        Raises:
+            VerificationError: the published files are another log's.
+        """
+        published = self._files.published()
+        with self._store.read() as tx:
+            known, size = tx.last_logged_event(), head_of(tx).size
+        return known + (0 if published is None else max(0, published[1].size - size))
+
     def status(self) -> LogStatus:
         """Return how far the log is; raises VerificationError when the files are another's."""
         with self._store.read() as tx:

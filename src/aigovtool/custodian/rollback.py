@@ -29,6 +29,8 @@ LOST = "rollback."  # the codes of what shows that the ledger has lost something
 HELD_EVENT = "ledger.held"
 BY_STATEMENT = "rollback.statement"  # a statement of ours shows more than ledger and mark know
 BEHIND_LOG = "rollback.log"  # the published log knows more than the ledger
+MARK_BEHIND_LOG = "rollback.log_and_mark"  # and more than the mark
+DISPROVES_MARK = frozenset({BY_STATEMENT, MARK_BEHIND_LOG})
 RETRY_AFTER_S = 30.0  # a person has to act
 
 
@@ -123,12 +125,12 @@ def vouches(tx: Reading, marked: Marked, hold: Hold, past: Sequence[bytes]) -> b
     Whether a mark is the newest there is, so that it knows what was left when the ledger was lost.
 
     1. Nothing was written after it that it does not know (`Marked.current`).
-    2. No statement of ours knows more than it, and it was not the published log alone that showed
-       the loss. (Of a log that is ahead of ledger and mark both, docs/rollback.md warns.)
+    2. No statement of ours and no published log knows more than it, and it was not the published
+       log alone that showed the loss.
     3. It is of no life of the ledger that has ended; *past* are those.
     4. It is not older than the copy itself, which then was served elsewhere.
     """
-    disproved = hold.code in (BY_STATEMENT, BEHIND_LOG)
+    disproved = hold.code in DISPROVES_MARK or hold.code == BEHIND_LOG
     if not marked.current or disproved or marked.head.incarnation in past:
         return False
     held = tx.last_event_of_kind(HELD_EVENT)

@@ -389,6 +389,9 @@ class View(ABC):
     def count_to_log(self) -> int:
         return int(self._just_one("count_to_log")["events"])
 
+    def last_logged_event(self) -> int:
+        return int(self._just_one("last_logged_event")["event"])
+
     def log_entries(self, first: int, limit: int) -> Sequence[LogRow]:
         return [rows.log_row_of(row) for row in self._all("log_entries", first=first, limit=limit)]
 

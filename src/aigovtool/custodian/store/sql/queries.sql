@@ -647,6 +647,10 @@ ORDER BY number LIMIT :limit;
 SELECT count(*) AS events FROM events
 WHERE number > (SELECT coalesce(max(event), 0) FROM log_entries);
 
+-- name: last_logged_event
+-- The newest event that is in the log, 0 before the first.
+SELECT coalesce(max(event), 0) AS event FROM log_entries;
+
 -- name: insert_log_entry
 -- Put an entry into the tree.
 INSERT INTO log_entries (leaf, event, salt, entry) VALUES (:leaf, :event, :salt, :entry);
