@@ -104,6 +104,20 @@ def test_what_an_honest_enclave_signed_is_in_order(run: Run) -> None:
     assert checked.sessions[run.session.id].keys == run.session.keys
 
 
+def test_receipts_that_share_a_signature_are_in_order_and_a_wrong_path_is_forged(run: Run) -> None:
+    charge = Charge(LEASE, 1, 10, 9)
+    drawn = [run.receipts.draw_up(charge, ME) for _ in range(3)]
+    signed = [from_header(header) for header in run.receipts.headers(drawn)]
+    checked = check_receipts(
+        [KeptReceipt(source=str(n), consumer=ME, signed=one) for n, one in enumerate(signed)],
+        {run.session.id: run.kept()},
+    )
+    assert "receipt.forged" not in codes(checked)
+    assert len(checked.genuine) == 3
+    swapped = Signed(payload=signed[0].payload, signature=signed[1].signature)
+    assert codes(check(run, swapped)) == ["receipt.forged"]
+
+
 def test_receipts_of_two_consumers_make_one_chain(run: Run) -> None:
     kept = [
         KeptReceipt(source=str(number), consumer=consumer, signed=run.pay(consumer))

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.crypto.labels import Label
 from aigovtool.errors import VerificationError
-from aigovtool.wire.codec import Signed, open_signed
+from aigovtool.proof.receipt_signature import open_receipt
+from aigovtool.wire.codec import Signed
 from aigovtool.wire.receipt import Receipt, from_header
 
 
@@ -49,7 +49,7 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
             mend="do not use the answer: nothing shows what it was charged to",
         )
     signed = from_header(header.decode("latin-1"))
-    receipt = open_signed(signed, Receipt, public_key=enclave.keys.signing_key, label=Label.RECEIPT)
+    receipt = open_receipt(signed, public_key=enclave.keys.signing_key)
     came = (receipt.loan, receipt.session, receipt.model_digest)
     expected = (enclave.loan, enclave.statement.session, enclave.model.digest)
     if came != expected:

@@ -25,6 +25,7 @@ class Label(bytes, Enum):
     CONTROL_HELLO = b"aigovtool/v1/control-hello"
     SETTLEMENT = b"aigovtool/v1/settlement"
     RECEIPT = b"aigovtool/v1/receipt"
+    RECEIPTS_HEAD = b"aigovtool/v1/receipts-head"
     STATEMENT = b"aigovtool/v1/statement"
     STOP_PROOF = b"aigovtool/v1/stop-proof"
     DRILL_SHEET = b"aigovtool/v1/drill-sheet"

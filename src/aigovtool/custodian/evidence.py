@@ -17,6 +17,7 @@ from aigovtool.custodian.settling import OpenedSettlement, open_settlements
 from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import AIGovToolError, MalformedError, VerificationError
 from aigovtool.ids import LeaseId, LoanId, SessionId
+from aigovtool.proof.receipt_signature import open_receipt
 from aigovtool.wire.codec import Message, Signed, decode, open_signed
 from aigovtool.wire.enrolment import Keys, SessionStatement
 from aigovtool.wire.receipt import Receipt
@@ -119,7 +120,7 @@ def _receipt(
         if known is None:
             raise VerificationError("nobody vouches for this session", code="receipt.session")
         signer = Signer(loan=known.loan, session=known.session, keys=known.keys)
-    receipt = open_signed(signed, Receipt, public_key=signer.keys.signing_key, label=Label.RECEIPT)
+    receipt = open_receipt(signed, public_key=signer.keys.signing_key)
     if (receipt.loan, receipt.session) != (signer.loan, signer.session) or receipt.cost < 0:
         raise VerificationError("a receipt about another session", code="receipt.session")
     return receipt, signer

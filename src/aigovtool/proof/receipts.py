@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from aigovtool.attestation.policy import Policy, parse_policy
 from aigovtool.channel.fetch import Presented
 from aigovtool.channel.judge import VerifiedEnclave, judge_enclave
-from aigovtool.crypto.labels import Label
-from aigovtool.crypto.signing import verify_signature
 from aigovtool.errors import AIGovToolError
 from aigovtool.ids import ConsumerId, SessionId
 from aigovtool.proof.chains import GenuineReceipt, check_leases_of_sessions, check_session
 from aigovtool.proof.findings import Finding, Findings
+from aigovtool.proof.receipt_signature import verify_receipt_signature
 from aigovtool.wire.codec import Message, Signed, Time, decode
 from aigovtool.wire.enrolment import AttestationDocument
 from aigovtool.wire.receipt import Receipt
@@ -189,7 +188,7 @@ def _is_genuine(
 ) -> bool:
     subject = f"receipt {receipt.number} of {receipt.session} ({each.source})"
     try:
-        verify_signature(enclave.keys.signing_key, Label.RECEIPT, signed.payload, signed.signature)
+        verify_receipt_signature(signed, public_key=enclave.keys.signing_key)
     except AIGovToolError:
         findings.add("receipt.forged", subject, "the session's attested key did not sign it")
         return False

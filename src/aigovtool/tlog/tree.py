@@ -148,6 +148,24 @@ def verify_inclusion(
     Raises:
         VerificationError: it is not, or *proof* is not a proof of it.
     """
+    came = root_by_inclusion(leaf_hash, index, size, proof)
+    if came != root:
+        raise VerificationError(
+            f"the entry is not number {index} of this tree",
+            code="log.inclusion",
+            expected=f"root {root.hex()}",
+            came=f"root {came.hex()}",
+        )
+
+
+def root_by_inclusion(leaf_hash: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """
+    Return the root of the tree in which *proof* puts the leaf; nothing is shown until somebody
+    vouches for that root.
+
+    Raises:
+        VerificationError: *proof* is no path of a tree of that size.
+    """
     if not 0 <= index < size:
         raise VerificationError(
             "the entry is not in the tree",
@@ -170,13 +188,7 @@ def verify_inclusion(
         node, last = node >> 1, last >> 1
     if last != 0:
         raise _not_proof("inclusion", "fewer hashes than the path to the root needs")
-    if came != root:
-        raise VerificationError(
-            f"the entry is not number {index} of this tree",
-            code="log.inclusion",
-            expected=f"root {root.hex()}",
-            came=f"root {came.hex()}",
-        )
+    return came
 
 
 def verify_consistency(

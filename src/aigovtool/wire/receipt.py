@@ -2,7 +2,7 @@
 Receipts: the enclave's signed word about one inference, in the header ``Aigovtool-Receipt``.
 
 The header is ``base64url(payload).base64url(signature)``, signed by the session's attested signing
-key (`Label.RECEIPT`).
+key: alone, or with others in one tree, which `proof.receipt_signature` tells by the signature.
 
 Rule 1: all receipts of a session are one chain (`number`, `previous`), so that no two histories
         of it can both be shown. Who holds them all, or the head of it that each settlement states,
