@@ -76,7 +76,7 @@ async def test_metadata(enclave: RunningEnclave) -> None:
     assert status == 200
     assert (model.inputs[0].datatype, model.inputs[0].shape) == ("FP32", (-1, 2))
     assert (await enclave.get("/v2", alice))[1]["name"] == "aigovtool-enclave"
-    assert (await enclave.get("/v2/models/tiny/ready", alice))[1] == {"ready": True}
+    assert (await enclave.get("/v2/models/tiny/ready", alice))[1] == {"name": "tiny", "ready": True}
     (entry,) = (await enclave.get("/v2/repository/index", alice))[1]
     assert (entry["name"], entry["state"]) == ("tiny", "READY")
 

@@ -433,7 +433,9 @@ def test_parameters_that_change_what_an_answer_means_are_refused() -> None:
     }
     for refused in (
         {"inputs": [shared]},
-        message | {"outputs": [{"name": "y", "parameters": {"classification": 3}}]},
+        message | {"parameters": {"sequence_id": 7, "sequence_start": True}},
+        message | {"outputs": [{"name": "y", "parameters": {"classification": 0}}]},
+        message | {"outputs": [{"name": "y", "parameters": {"classification": True}}]},
     ):
         with pytest.raises(BadTensorError) as caught:
             decode_json(refused)

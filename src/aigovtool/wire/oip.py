@@ -4,15 +4,15 @@ The Open Inference Protocol v2 with the binary tensor extension: both sides of `
 A message is a JSON object; tensors may follow it as bytes, in the order in which the object names
 them, and then the header ``Inference-Header-Content-Length`` gives the length of the object.
 
-Rule 1: what is not understood is refused. Shared memory, classification and raw-binary requests
-        change what an answer means, so that they are an error and not ignored.
+Rule 1: what is not understood is refused. Shared memory, sequences and raw-binary requests change
+        what an answer means, so that they are an error and not ignored.
 Rule 2: broken framing is `MalformedError` (400); a tensor that does not fit the model is
         `BadTensorError` (422); what passes a limit is `TooLargeError` (413).
 Rule 3: what we encode puts the bytes of its first binary tensor at a multiple of `ALIGNMENT`,
         by spaces after the object, so that the reader needs no copy.
 
 Sources: kserve/open-inference-protocol, `inference_rest.md`; triton-inference-server,
-`extension_binary_data.md`.
+`extension_binary_data.md`, `extension_classification.md`, `extension_sequence.md`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from aigovtool.errors import BadTensorError, MalformedError, TooLargeError
+from aigovtool.wire.classification import CLASSIFICATION, best_classes, check_classes
 from aigovtool.wire.codec import Message, decode
 from aigovtool.wire.tensors import (
     Array,
@@ -42,10 +43,8 @@ JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
 ALIGNMENT = 64  # bytes; the widest vector registers, and more than any element needs
 
-_REFUSED_PARAMETERS = {
-    "classification": "classification is left to the client, which knows the model's labels",
-    "shared_memory_region": "an enclave shares no memory with its consumers",
-}
+_REFUSED_PARAMETERS = {"shared_memory_region": "an enclave shares no memory with its consumers"}
+_SEQUENCE = "sequence_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,41 @@ class ServerMetadata(Message, frozen=True, kw_only=True):
 
     name: str
     version: str
-    extensions: tuple[str, ...] = (BINARY_EXTENSION,)
+    extensions: tuple[str, ...] = (BINARY_EXTENSION, CLASSIFICATION)
+
+
+class ServerLive(Message, frozen=True, kw_only=True):
+    """``$live_server_response``, the answer to ``GET /v2/health/live``."""
+
+    live: bool
+
+
+class ServerReady(Message, frozen=True, kw_only=True):
+    """``$ready_server_response``, the answer to ``GET /v2/health/ready``."""
+
+    ready: bool
+
+
+class ModelReady(Message, frozen=True, kw_only=True):
+    """``$ready_model_response``, the answer to ``GET /v2/models/NAME/ready``."""
+
+    name: str
+    ready: bool
+
+
+class IndexRequest(Message, frozen=True, kw_only=True):
+    """``$repository_index_request``: only the models that are ready, or all."""
+
+    ready: bool = False
+
+
+class IndexEntry(Message, frozen=True, kw_only=True):
+    """An entry of ``$repository_index_response``; the reason is empty when it is ready."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
 
 
 class _Tensor(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -143,10 +176,17 @@ class _Response(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedOutput:
-    """An output by name, and whether it goes back as binary data."""
+    """
+    An output that is asked for.
+
+    Args:
+        binary: whether it goes back as binary data.
+        classes: how many of its best classes go back in its place (`classification`); 0 for it.
+    """
 
     name: str
     binary: bool
+    classes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,7 +196,7 @@ class InferRequest:
 
     Args:
         id: to be given back; empty for none.
-        parameters: as sent, without a meaning here.
+        parameters: as sent; those that are not refused have no meaning here.
         inputs: every input of the model, views of the body where they came as binary data.
         outputs: what to give back, in this order; all outputs when the request names none.
     """
@@ -229,6 +269,7 @@ def decode_infer_request(
     """
     head, binary = _split(body, header_length, limits)
     request = decode(head, _Request, max_bytes=limits.max_json_bytes)
+    _refuse_sequence(request.parameters)
     inputs = _read_tensors(request.inputs, binary, limits, expected=model.inputs)
     for signature in model.inputs:
         if signature.name not in inputs:
@@ -252,15 +293,26 @@ def encode_infer_response(
     *,
     model_name: str,
     model_version: str | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> EncodedBody:
     """
     Write the answer to *request*: the outputs that it asked for, in the form it asked for.
 
+    Args:
+        labels: of the classes of an output, by its name.
+
     Raises:
         BadTensorError: an output that the form asked for cannot carry.
     """
+
+    def form(wanted: RequestedOutput) -> Array:
+        array, name = outputs[wanted.name], wanted.name
+        if not wanted.classes:
+            return array
+        return best_classes(name, array, wanted.classes, (labels or {}).get(name, ()))
+
     tensors, binary = _write_tensors(
-        (wanted.name, outputs[wanted.name], wanted.binary) for wanted in request.outputs
+        (wanted.name, form(wanted), wanted.binary) for wanted in request.outputs
     )
     return _join(
         _Response(
@@ -510,7 +562,7 @@ def _requested_outputs(
     if not request.outputs:
         return tuple(RequestedOutput(name=one.name, binary=binary) for one in model.outputs)
     _limit_count(request.outputs, limits)
-    known = {one.name for one in model.outputs}
+    known = {one.name: one for one in model.outputs}
     requested: dict[str, RequestedOutput] = {}
     for wanted in request.outputs:
         _refuse_parameters(wanted.name, wanted.parameters)
@@ -524,7 +576,9 @@ def _requested_outputs(
                 came=repr(wanted.name),
             )
         requested[wanted.name] = RequestedOutput(
-            name=wanted.name, binary=_flag(wanted.parameters, "binary_data", default=binary)
+            name=wanted.name,
+            binary=_flag(wanted.parameters, "binary_data", default=binary),
+            classes=_classes(wanted.parameters, known[wanted.name]),
         )
     return tuple(requested.values())
 
@@ -534,6 +588,22 @@ def _flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise MalformedError(f"the parameter {name!r} is not a boolean", came=type(value).__name__)
     return value
+
+
+def _classes(parameters: Parameters | None, output: TensorSignature) -> int:
+    if not parameters or CLASSIFICATION not in parameters:
+        return 0
+    count = parameters[CLASSIFICATION]
+    return check_classes(output.name, count, datatype=output.datatype, rank=len(output.shape))
+
+
+def _refuse_sequence(parameters: Parameters | None) -> None:
+    if parameters and parameters.get(_SEQUENCE, 0) not in (0, ""):
+        raise BadTensorError(
+            f"the parameter {_SEQUENCE!r} is not served",
+            code="bad_tensor.parameter",
+            mend="the model keeps no state between queries: ask without a sequence",
+        )
 
 
 def _refuse_parameters(name: str, parameters: Parameters | None) -> None:

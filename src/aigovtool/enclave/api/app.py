@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from aigovtool import __version__
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.attest import Attest
+from aigovtool.enclave.api.coding import coded_reply
 from aigovtool.enclave.api.http import (
+    BodyRoom,
     ClientGoneError,
     Receive,
     Reply,
@@ -30,15 +32,25 @@ from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.metrics import Tally
 from aigovtool.enclave.session import Session
-from aigovtool.errors import AIGovToolError, NotFoundError
+from aigovtool.errors import AIGovToolError, NotFoundError, RefusedError
 from aigovtool.ids import ConsumerId
 from aigovtool.telemetry import traces
 from aigovtool.wire.budget import MAX_WAITING_SHOWN, BudgetView, WaitingQuery, WaitingView
+from aigovtool.wire.codec import decode
 from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH, WAITING_PATH
-from aigovtool.wire.oip import ServerMetadata
+from aigovtool.wire.oip import (
+    IndexEntry,
+    IndexRequest,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
 
 SERVER_NAME = "aigovtool-enclave"
 _MODELS = "/v2/models/"
+_REPOSITORY = "/v2/repository/models/"  # …/NAME/load and …/unload
+MAX_INDEX_REQUEST_BYTES = 4096
 _INFER = "/infer"
 LOOK_AGAIN_S = 2.0  # who waits may look at its place so often
 LOOKS_PER_S = 100  # and all together about so often
@@ -63,6 +75,7 @@ class Api:
         self._enclave = enclave
         self._tally = tally
         self._clock = clock
+        self._body_time_s = limits.body_time_s
         self._infer = Infer(enclave, limits, clock)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v2": {"GET": self._server},
@@ -107,6 +120,12 @@ class Api:
         path = request.path
         if path.startswith(_MODELS):
             return await self._model_path(request, path[len(_MODELS) :].split("/"))
+        if path.startswith(_REPOSITORY):
+            self._known(request)
+            raise RefusedError(
+                "consumers load and unload no models: the loan decides what is served",
+                code="repository.refused",
+            )
         methods = self._routes.get(path if path == "/" else path.rstrip("/"))
         if methods is None:
             raise NotFoundError("no such path here")
@@ -124,22 +143,22 @@ class Api:
             case ["infer"]:
                 if request.method != "POST":
                     return _not_allowed(["POST"])
-                return await self._infer(request, name, version)
+                return await coded_reply(request, await self._infer(request, name, version))
             case [] | ["ready"]:
                 if request.method != "GET":
                     return _not_allowed(["GET"])
                 session, _ = self._known(request)
                 check_model(session, name, version)
                 _, model = self._enclave.serving()
-                return json_reply(model.metadata if not rest else {"ready": True})
+                return json_reply(ModelReady(name=name, ready=True) if rest else model.metadata)
         raise NotFoundError("no such path here")
 
     async def _live(self, _: Request) -> Reply:
-        return json_reply({"live": True})
+        return json_reply(ServerLive(live=True))
 
     async def _ready(self, _: Request) -> Reply:
         self._enclave.serving()
-        return json_reply({"ready": True})
+        return json_reply(ServerReady(ready=True))
 
     async def _server(self, request: Request) -> Reply:
         self._known(request)
@@ -147,17 +166,20 @@ class Api:
 
     async def _index(self, request: Request) -> Reply:
         session, _ = self._known(request)
-        manifest, ready = session.verified.manifest, self._enclave.life.admits
-        return json_reply(
-            [
-                {
-                    "name": manifest.name,
-                    "version": manifest.version,
-                    "state": "READY" if ready else "UNAVAILABLE",
-                    "reason": "" if ready else self._enclave.life.reason,
-                }
-            ]
+        body = await request.body(
+            max_bytes=MAX_INDEX_REQUEST_BYTES,
+            time_s=self._body_time_s,
+            room=BodyRoom(MAX_INDEX_REQUEST_BYTES),
         )
+        only_ready = bool(body) and decode(body, IndexRequest).ready
+        manifest, ready = session.verified.manifest, self._enclave.life.admits
+        entry = IndexEntry(
+            name=manifest.name,
+            version=manifest.version,
+            state="READY" if ready else "UNAVAILABLE",
+            reason="" if ready else self._enclave.life.reason,
+        )
+        return json_reply([entry] if ready or not only_ready else [])
 
     async def _budget(self, request: Request) -> Reply:
         session, consumer = self._known(request)

@@ -2,7 +2,7 @@
 ``POST /v2/models/NAME/infer``: authenticate, read, check, charge, compute, answer.
 
 1. Is there a model to serve, and who asks?
-2. The body, within its limits.
+2. The body, within its limits, also when it comes compressed.
 3. Tensors that fit the model's signature, and their price. Up to here nothing is charged.
 4. Room to compute, then the charge, with its receipt; without credits, a refusal or a wait.
 5. The computation. Whatever comes of it, the answer carries the receipt, and that of the refund
@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 from aigovtool.clock import Clock
+from aigovtool.enclave.api.coding import plain_body
 from aigovtool.enclave.api.http import (
     BodyRoom,
     ClientGoneError,
@@ -45,6 +46,7 @@ from aigovtool.wire.words import plain
 INLINE_BYTES = 256 << 10  # what is larger is read and written on a thread, not on the loop
 
 _AUTHORIZATION = b"authorization"
+_ENCODING = b"content-encoding"
 _IDEMPOTENCY_KEY = b"idempotency-key"
 _PREFER = b"prefer"
 _REASON = names.REASON.lower().encode()
@@ -92,6 +94,10 @@ class Infer:
                 time_s=self._limits.body_time_s,
                 room=self._room,
             )
+            if _ENCODING in request.headers:
+                body = await plain_body(
+                    request, body, max_bytes=self._limits.max_body_bytes, room=self._room
+                )
             key = request.headers.get(_IDEMPOTENCY_KEY)
             if key is None:
                 return (await self._answer(request, body, session, model, consumer))[0]
@@ -202,6 +208,7 @@ class Infer:
                 outputs,
                 model_name=model.metadata.name,
                 model_version=model.metadata.versions[0],
+                labels=model.labels,
             )
 
         size = sum(array.nbytes for array in outputs.values())

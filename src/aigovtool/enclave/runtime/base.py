@@ -31,6 +31,7 @@ class TensorModel(Protocol):
     """A loaded model that takes and gives tensors."""
 
     metadata: ModelMetadata
+    labels: Mapping[str, Sequence[str]]  # of the classes of an output, by its name
 
     def price(self, inputs: Mapping[str, Array]) -> int:
         """

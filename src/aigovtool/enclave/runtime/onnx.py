@@ -22,6 +22,7 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.sealing.batch import batch_of, items_in
+from aigovtool.sealing.interface import ClassificationOutput
 from aigovtool.sealing.manifest import SealedManifest
 from aigovtool.wire.oip import ModelMetadata, TensorSignature
 from aigovtool.wire.tensors import BYTES, Array
@@ -74,6 +75,7 @@ class OnnxModel:
             inputs=_signatures(manifest.signature.inputs),
             outputs=_signatures(manifest.signature.outputs),
         )
+        self.labels: Mapping[str, Sequence[str]] = labels_of(manifest)
         self._batch = batch_of(manifest)
         self._texts = [one.name for one in self.metadata.inputs if one.datatype == BYTES]
 
@@ -150,6 +152,12 @@ class OnnxModel:
                     expected=", ".join(one.name for one in ours),
                     came=", ".join(str(one.name) for one in theirs),
                 )
+
+
+def labels_of(manifest: SealedManifest) -> dict[str, tuple[str, ...]]:
+    """Return the labels of outputs that hold one score for each, as the custodian signed them."""
+    described = () if manifest.interface is None else manifest.interface.outputs
+    return {one.name: one.labels for one in described if isinstance(one, ClassificationOutput)}
 
 
 def _signatures(specs: Sequence[Any]) -> tuple[TensorSignature, ...]:
