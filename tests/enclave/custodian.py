@@ -58,6 +58,7 @@ from aigovtool.wire.enrolment import (
     Terms,
 )
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
+from aigovtool.wire.limits import NO_LIMITS, Limits
 from aigovtool.wire.problem import problem_of
 from aigovtool.wire.ticket import Ticket
 
@@ -90,6 +91,7 @@ class Consumer:
     key: str
     blocked: bool = False
     budget: int | None = None
+    limits: Limits = NO_LIMITS
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -459,6 +461,7 @@ class FakeCustodian:
                 blocked=one.blocked,
                 budgeted=one.budget is not None,
                 left=one.budget,
+                limits=one.limits,
             )
             for one in self.consumers.values()
         )

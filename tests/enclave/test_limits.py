@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigovtool.enclave.api.turnstile import Turnstile
 from aigovtool.enclave.limits import LocalLimits
 from aigovtool.enclave.meter import Charge, Meter, Refusal
 from aigovtool.enclave.roster import Roster
@@ -82,94 +81,48 @@ def test_a_query_past_its_rate_is_refused_with_the_time_to_wait_and_takes_nothin
     limits = LocalLimits()
     limits.set_consumers([entry(ALICE, limits=Limits(rate=Rate(credits=2, per_s=1)))])
     limits.set_loan(Limits(rate=Rate(credits=3, per_s=1)))
-    assert [limits.reserve(ALICE, 1, 0.0, 0.0) for _ in range(2)] == [0.0, 0.0]
-    with pytest.raises(LimitedError, match="your limit of 2/s") as refused:
-        limits.reserve(ALICE, 1, 0.0, 0.0)
-    assert refused.value.retry_after_s == pytest.approx(0.5)
-    assert limits.reserve(BOB, 1, 0.0, 0.0) == 0.0  # what was refused took nothing of the loan's
-    with pytest.raises(LimitedError, match="the loan's limit of 3/s"):
-        limits.reserve(BOB, 1, 0.0, 0.0)
-    problem = problem_of(refused.value)
+    assert [limits.enter(ALICE, 1, 0.0) for _ in range(2)] == [None, None]
+    held = limits.enter(ALICE, 1, 0.0)
+    assert held is not None
+    refused = held.error()
+    assert "your limit of 2/s" in str(refused)
+    assert refused.retry_after_s == pytest.approx(0.5)
+    assert limits.enter(BOB, 1, 0.0) is None  # what was refused took nothing of the loan's
+    held = limits.enter(BOB, 1, 0.0)
+    assert held is not None
+    assert "the loan's limit of 3/s" in str(held.error())
+    problem = problem_of(refused)
     assert (problem.status, problem.reasons[0].code) == (429, "limit.rate")
-    assert headers_of(refused.value) == {"Retry-After": "1"}
+    assert headers_of(refused) == {"Retry-After": "1"}
 
 
 def test_a_refusal_by_a_limit_is_no_used_up_budget_for_the_client() -> None:
     limits = LocalLimits()
     limits.set_loan(Limits(rate=Rate(credits=1, per_s=60)))
-    limits.reserve(ALICE, 1, 0.0, 0.0)
-    with pytest.raises(LimitedError) as refused:
-        limits.reserve(ALICE, 1, 0.0, 0.0)
-    body = msgspec.json.encode(problem_of(refused.value))
+    assert limits.enter(ALICE, 1, 0.0) is None
+    held = limits.enter(ALICE, 1, 0.0)
+    assert held is not None
+    body = msgspec.json.encode(problem_of(held.error()))
     assert type(error_of(429, body, retry_after_s=60)) is LimitedError
 
 
-def test_turns_come_in_order_and_a_price_above_the_bucket_never_comes() -> None:
+def test_a_price_above_the_bucket_never_comes() -> None:
     limits = LocalLimits()
     limits.set_loan(Limits(rate=Rate(credits=1, per_s=1)))
-    assert [limits.reserve(ALICE, 1, 0.0, 9.0) for _ in range(3)] == pytest.approx([0.0, 1.0, 2.0])
-    with pytest.raises(LimitedError):
-        limits.reserve(ALICE, 2, 100.0, 1e9)
+    held = limits.enter(ALICE, 2, 100.0)
+    assert held is not None
+    assert held.wait_s == math.inf
+    assert limits.enter(ALICE, 1, 100.0) is None
 
 
 class Still:
-    """A clock for the turnstile that a test moves."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.time_s = 0.0
 
     def monotonic_s(self) -> float:
         return self.time_s
-
-    def now(self):  # type: ignore[no-untyped-def]
-        raise NotImplementedError
-
-
-async def test_two_enclaves_run_no_more_at_one_time_than_the_limit_together() -> None:
-    gate, running, most = asyncio.Event(), 0, 0
-
-    async def query(turnstile: Turnstile) -> str:
-        nonlocal running, most
-        try:
-            async with turnstile.passed(ALICE, 1, 0.0):
-                running += 1
-                most = max(most, running)
-                await gate.wait()
-                running -= 1
-        except LimitedError as error:
-            return error.reasons[0].code
-        return "served"
-
-    enclaves = []
-    for place in range(2):
-        turnstile = Turnstile(Still())
-        turnstile.limits.set_consumers([entry(ALICE, limits=Limits(concurrency=5))])
-        turnstile.limits.set_place(place, 2)
-        enclaves.append(turnstile)
-    asked = [asyncio.create_task(query(one)) for one in enclaves for _ in range(10)]
-    await asyncio.sleep(0)
-    gate.set()
-    said = await asyncio.gather(*asked)
-    assert (most, said.count("served"), said.count("limit.concurrency")) == (5, 5, 15)
-    assert enclaves[0].limits.busy(ALICE) is None  # nothing is left running
-
-
-async def test_whoever_waits_for_a_place_gets_it_and_one_that_is_cancelled_leaves_none() -> None:
-    turnstile = Turnstile(Still())
-    turnstile.limits.set_loan(Limits(concurrency=1))
-    done: list[int] = []
-
-    async def query(number: int) -> None:
-        async with turnstile.passed(ALICE, 1, 30.0):
-            await asyncio.sleep(0)
-            done.append(number)
-
-    tasks = [asyncio.create_task(query(number)) for number in range(5)]
-    await asyncio.sleep(0)
-    tasks[2].cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert done == [0, 1, 3, 4]
-    assert turnstile.limits.busy(ALICE) is None
 
 
 def test_a_lease_ends_earlier_for_a_consumer_whose_time_is_over_even_if_the_clock_goes_back() -> (

@@ -128,7 +128,7 @@ class Enclave:
         for consumer in self.flights.consumers():
             if (refusal := roster.refusal(consumer)) is not None:
                 self.flights.cancel(functools.partial(_same, refusal), consumer=consumer)
-        session.renewal.queue.fail_all(lambda waiter: roster.refusal(waiter.consumer))
+        session.fail_waiting(roster.refusal)
 
     def stop(self, ending: Ending) -> None:
         self.idle_since_s = self.clock.monotonic_s()
@@ -142,7 +142,7 @@ class Enclave:
         )
         self.cancelled = self.flights.cancel(lambda: error)
         if self.session is not None:
-            self.session.renewal.fail_waiting(self.not_serving)
+            self.session.fail_waiting(lambda _: self.not_serving())
 
     async def wipe(self) -> datetime:
         if self._loading is not None:

@@ -70,7 +70,7 @@ class _Sent:
 
     report: Report
     first_sent_at_s: float
-    asked: Sequence[Waiter]
+    asked: Sequence[Waiter[Paid]]
 
 
 class Renewal:
@@ -91,7 +91,7 @@ class Renewal:
         key: SigningKey,
         custodian_key: bytes,
         till: Till,
-        queue: WaitingQueue,
+        queue: WaitingQueue[Paid],
         terms: Terms,
         statement: Signed,
         wake: Callable[[], None],
@@ -160,7 +160,7 @@ class Renewal:
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
         self._settlements.add(self.meter.close_expired(now_s))
-        waiter = Waiter(
+        waiter: Waiter[Paid] = Waiter(
             consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason, key=key
         )
         if self._fits_no_lease(waiter):
@@ -391,9 +391,9 @@ class Renewal:
         self._settlements.add(self.meter.close_all())
         self._wake()
 
-    def fail_waiting(self, error: Callable[[], AIGovToolError]) -> None:
-        """Wake every waiter with an error."""
-        self.queue.fail_all(lambda _: error())
+    def fail_waiting(self, error: Callable[[ConsumerId], AIGovToolError | None]) -> None:
+        """Wake every waiter for whose consumer *error* returns one."""
+        self.queue.fail_all(lambda waiter: error(waiter.consumer))
         self._release_viewers()
 
     @property
@@ -431,7 +431,7 @@ class Renewal:
     def _serve(self, now_s: float) -> None:
         self.queue.serve(lambda consumer, cost: self._till.pay(consumer, cost, now_s))
 
-    def _want(self, asked: Sequence[Waiter], now_s: float) -> Want | None:
+    def _want(self, asked: Sequence[Waiter[Paid]], now_s: float) -> Want | None:
         if now_s < self._ask_again_s or not self._leasing:
             return None
         recent = self.meter.recent
@@ -481,18 +481,18 @@ class Renewal:
         own = self.standing.has_own_budget
         return Want(credits=0, by_consumer={one.consumer: 0 for one in short if own(one.consumer)})
 
-    def _short(self, waiter: Waiter) -> bool:
+    def _short(self, waiter: Waiter[Paid]) -> bool:
         """Whether there is something for this waiter, and too little."""
         one = self.standing.lacks(waiter.consumer, 1)
         return not one and self.standing.lacks(waiter.consumer, waiter.cost)
 
-    def _in_vain(self, waiter: Waiter) -> bool:
+    def _in_vain(self, waiter: Waiter[Paid]) -> bool:
         """Whether it is useless to ask for this waiter; where it is *short* that is asked first."""
         if self._leasing and not waiter.looked and self._short(waiter):
             return False
         return self.standing.lacks(waiter.consumer, waiter.cost)
 
-    def _consider(self, waiter: Waiter) -> None:
+    def _consider(self, waiter: Waiter[Paid]) -> None:
         """Decide for a waiter for whom there is too little: swap, ask a person, or give up."""
         if self._fits_no_lease(waiter):
             self.queue.fail(waiter, self._too_large(waiter))
@@ -519,7 +519,7 @@ class Renewal:
                 )
             )
 
-    def _may_swap(self, waiter: Waiter) -> bool:
+    def _may_swap(self, waiter: Waiter[Paid]) -> bool:
         """
         Whether our own leases hold what this waiter needs, set apart for others or in pieces: the
         custodian can deal it anew once it has it back.
@@ -531,7 +531,7 @@ class Renewal:
             and self.standing.would_have(waiter.consumer, waiter.cost)
         )
 
-    def _fits_no_lease(self, waiter: Waiter) -> bool:
+    def _fits_no_lease(self, waiter: Waiter[Paid]) -> bool:
         largest = self.standing.largest_lease
         return largest is not None and waiter.cost > largest
 
@@ -549,7 +549,7 @@ class Renewal:
             if not seen.done():
                 seen.set_result(None)
 
-    def _too_large(self, waiter: Waiter) -> TooLargeError:
+    def _too_large(self, waiter: Waiter[Paid]) -> TooLargeError:
         return TooLargeError(
             "the query costs more than one lease of this loan can hold",
             code="budget.too_large",
@@ -558,7 +558,7 @@ class Renewal:
             mend="send a smaller batch, or ask the custodian for a larger --max-lease-credits",
         )
 
-    def _exhausted(self, waiter: Waiter) -> BudgetExhaustedError:
+    def _exhausted(self, waiter: Waiter[Paid]) -> BudgetExhaustedError:
         own = self.standing.own_lacks(waiter.consumer, waiter.cost)
         whose = "your own budget" if own else "the loan's budget"
         lacks_one = self.standing.lacks(waiter.consumer, 1)
@@ -593,7 +593,7 @@ class Renewal:
             retry_after_s=UNREACHABLE_RETRY_AFTER_S,
         )
 
-    def _out_of_time(self, waiter: Waiter) -> AIGovToolError:
+    def _out_of_time(self, waiter: Waiter[Paid]) -> AIGovToolError:
         if not self._leasing:
             return self._unreachable()
         if self.standing.lacks(waiter.consumer, waiter.cost):

@@ -18,7 +18,7 @@ from aigovtool.enclave.roster import Roster, blocked
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.till import Till
 from aigovtool.enclave.waiting import WaitingQueue
-from aigovtool.errors import UnavailableError
+from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId, LoanId
 from aigovtool.wire.enrolment import RosterEntry, Terms
 
@@ -28,7 +28,8 @@ class Session:
     One session. It has no model until that is loaded, nor after it was wiped.
 
     Args:
-        max_waiting: queries that may wait for credits, of all consumers and of each.
+        max_waiting: queries that may wait for credits, and as many for a limit, of all consumers
+            and of each.
         wake: called when the control conversation has something to say.
         cache: folder in which notices of grants are kept, or None.
     """
@@ -66,7 +67,7 @@ class Session:
             custodian_key=self.custodian_key,
         )
         self.till = Till(Meter(), self.receipts)
-        self.turnstile = Turnstile(clock)
+        self.turnstile = Turnstile(clock, max_waiting)
         self._clock = clock
         self.renewal = Renewal(
             loan=loan,
@@ -91,7 +92,6 @@ class Session:
         if terms.expires_in_s is not None:
             self.expires_s = self._clock.monotonic_s() + terms.expires_in_s
         self.turnstile.limits.set_loan(terms.limits)
-        self.turnstile.changed()
 
     def set_roster(self, entries: Iterable[RosterEntry]) -> None:
         """Consumers are now these."""
@@ -99,7 +99,11 @@ class Session:
         self.roster = Roster(entries, now_s=self._clock.monotonic_s)
         self.renewal.set_roster(entries)
         self.turnstile.limits.set_consumers(entries)
-        self.turnstile.changed()
+
+    def fail_waiting(self, error: Callable[[ConsumerId], AIGovToolError | None]) -> None:
+        """Wake whoever waits here, and for whose consumer *error* returns one, with it."""
+        self.turnstile.fail_all(error)
+        self.renewal.fail_waiting(error)
 
     def authenticate(self, authorization: bytes | None) -> ConsumerId:
         """

@@ -90,7 +90,7 @@ class Supervisor:
         if enclave.life.state is not State.CLOSED:
             enclave.life.move(ending.to, ending.reason)
         if enclave.session is not None:
-            enclave.session.renewal.fail_waiting(enclave.not_serving)
+            enclave.session.fail_waiting(lambda _: enclave.not_serving())
         try:
             async with asyncio.timeout(drain_s):
                 await enclave.flights.idle()

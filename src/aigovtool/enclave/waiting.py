@@ -1,5 +1,5 @@
 """
-Queries that wait for credits, in fair order.
+Queries that wait for what they need, in fair order: for credits, or for a limit to let them pass.
 
 Rule 1: the queue is bounded, and within it each consumer's part; past that a query is refused.
 Rule 2: whoever is served was charged in the same step, so nobody overtakes between being woken
@@ -19,13 +19,15 @@ import asyncio
 from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
-from aigovtool.enclave.meter import Refusal
-from aigovtool.enclave.till import Paid
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
 
 FULL_RETRY_AFTER_S = 1.0
+
+T = TypeVar("T")  # what a waiter is given: a charged query, or leave to pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Place:
     of: int
 
 
-class Waiter:
+class Waiter(Generic[T]):
     """
     One query that waits.
 
@@ -77,21 +79,21 @@ class Waiter:
         self.looked = False  # the custodian was asked how much there is, for its sake
         self.swapped = False  # leases were given back for its sake, once
         self.start = (0, 0)  # in cost, then by arrival; set by the queue
-        self.paid: asyncio.Future[Paid] = asyncio.get_running_loop().create_future()
+        self.paid: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
 
-class _Turns:
+class _Turns(Generic[T]):
     """One consumer's waiters, first come first, and where in cost its next one starts."""
 
     __slots__ = ("ends", "served", "waiters")
 
     def __init__(self) -> None:
-        self.waiters: dict[Waiter, None] = {}
+        self.waiters: dict[Waiter[T], None] = {}
         self.ends = 0  # of the last that waits
         self.served = 0  # end of the last that was served
 
 
-class WaitingQueue:
+class WaitingQueue(Generic[T]):
     """
     The waiters; iterating gives them in the order of their turns.
 
@@ -105,18 +107,18 @@ class WaitingQueue:
     def __init__(self, limit: int, consumer_limit: int | None = None) -> None:
         self._limit = limit
         self._consumer_limit = limit if consumer_limit is None else consumer_limit
-        self._turns: dict[ConsumerId, _Turns] = {}
-        self._order: list[Waiter] = []  # by `start`
+        self._turns: dict[ConsumerId, _Turns[T]] = {}
+        self._order: list[Waiter[T]] = []  # by `start`
         self._arrivals = 0
         self._now = 0  # in cost: where the last that was served started
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def __iter__(self) -> Iterator[Waiter]:
+    def __iter__(self) -> Iterator[Waiter[T]]:
         return iter(tuple(self._order))
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: Waiter[T]) -> None:
         """
         Let *waiter* wait.
 
@@ -127,7 +129,7 @@ class WaitingQueue:
         own = 0 if turns is None else len(turns.waiters)
         if len(self._order) >= self._limit or own >= self._consumer_limit:
             raise UnavailableError(
-                "too many queries wait for credits",
+                "too many queries wait",
                 code="queue.waiting",
                 came=f"{len(self._order)} waiting, {own} of them yours",
                 retry_after_s=FULL_RETRY_AFTER_S,
@@ -141,7 +143,7 @@ class WaitingQueue:
         turns.waiters[waiter] = None
         insort(self._order, waiter, key=_start)
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: Waiter[T]) -> None:
         """Stop waiting: given up or gone."""
         if (turns := self._remove(waiter)) is not None:
             last = next(reversed(turns.waiters), None)
@@ -150,18 +152,23 @@ class WaitingQueue:
 
     def serve(
         self,
-        pay: Callable[[ConsumerId, int], Paid | Refusal],
+        pay: Callable[[ConsumerId, int], T | Enum],
         *,
-        only: Container[Waiter] | None = None,
+        only: Container[Waiter[T]] | None = None,
     ) -> None:
-        """Charge waiters (*only* these, or all) in turn, and wake those that could be charged."""
+        """
+        Charge waiters (*only* these, or all) in turn, and wake those that could be charged.
+
+        Args:
+            pay: gives what the waiter is to have, or a reason (of an Enum) why it cannot now.
+        """
         poor: set[tuple[ConsumerId, int]] = set()  # a refusal holds for the rest of this pass
         for waiter in self:
             wish = (waiter.consumer, waiter.cost)
             if waiter.paid.done() or wish in poor or (only is not None and waiter not in only):
                 continue
             paid = pay(*wish)
-            if isinstance(paid, Refusal):
+            if isinstance(paid, Enum):
                 poor.add(wish)
                 continue
             if (turns := self._remove(waiter)) is not None:
@@ -170,26 +177,26 @@ class WaitingQueue:
                 self._forget(waiter.consumer, turns)
             waiter.paid.set_result(paid)
 
-    def fail(self, waiter: Waiter, error: AIGovToolError) -> None:
+    def fail(self, waiter: Waiter[T], error: AIGovToolError) -> None:
         """Wake *waiter* with *error*."""
         self.leave(waiter)
         if not waiter.paid.done():
             waiter.paid.set_exception(error)
 
-    def fail_all(self, error: Callable[[Waiter], AIGovToolError | None]) -> None:
+    def fail_all(self, error: Callable[[Waiter[T]], AIGovToolError | None]) -> None:
         """Wake each waiter for which *error* returns one."""
         for waiter in self:
             if (why := error(waiter)) is not None:
                 self.fail(waiter, why)
 
-    def place(self, waiter: Waiter) -> Place | None:
+    def place(self, waiter: Waiter[T]) -> Place | None:
         """Return the place of *waiter*, None when it does not wait."""
         turns = self._turns.get(waiter.consumer)
         if turns is None or waiter not in turns.waiters:
             return None
         return Place(bisect_left(self._order, waiter.start, key=_start) + 1, len(self._order))
 
-    def of(self, consumer: ConsumerId) -> list[Waiter]:
+    def of(self, consumer: ConsumerId) -> list[Waiter[T]]:
         """Return the waiters of *consumer*, in the order of their turns."""
         turns = self._turns.get(consumer)
         return [] if turns is None else list(turns.waiters)
@@ -198,7 +205,7 @@ class WaitingQueue:
         """Return the credits that *consumer* waits for."""
         return sum(waiter.cost for waiter in self.of(consumer))
 
-    def _remove(self, waiter: Waiter) -> _Turns | None:
+    def _remove(self, waiter: Waiter[T]) -> _Turns[T] | None:
         turns = self._turns.get(waiter.consumer)
         if turns is None or waiter not in turns.waiters:
             return None
@@ -206,7 +213,7 @@ class WaitingQueue:
         del self._order[bisect_left(self._order, waiter.start, key=_start)]
         return turns
 
-    def _forget(self, consumer: ConsumerId, turns: _Turns) -> None:
+    def _forget(self, consumer: ConsumerId, turns: _Turns[T]) -> None:
         """Keep no more of consumers who do not wait than fairness needs."""
         if not self._order:  # nobody to be fair to: all begin anew
             self._turns.clear()
@@ -215,5 +222,5 @@ class WaitingQueue:
             del self._turns[consumer]
 
 
-def _start(waiter: Waiter) -> tuple[int, int]:
+def _start(waiter: Waiter[Any]) -> tuple[int, int]:
     return waiter.start

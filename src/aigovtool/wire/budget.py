@@ -51,6 +51,8 @@ class WaitingView(Message, frozen=True, kw_only=True):
     Args:
         waiting: queries of all consumers that wait at this enclave.
         queries: this consumer's own, the next to be served first; at most `MAX_WAITING_SHOWN`.
+        limited: how many of this consumer's wait for a limit on rate or number at one time; they
+            are not charged yet, nor among the others here.
         asked: whether a person has been asked for more for this consumer, and not yet answered.
         decided: the last answer, while it is told.
         again_s: how long to wait before looking again.
@@ -58,6 +60,7 @@ class WaitingView(Message, frozen=True, kw_only=True):
 
     waiting: int
     queries: tuple[WaitingQuery, ...]
+    limited: int = 0
     asked: bool
     decided: MoreDecided | None
     again_s: float

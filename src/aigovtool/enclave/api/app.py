@@ -213,6 +213,7 @@ class Api:
                     for one, place in own
                     if place is not None
                 ),
+                limited=session.turnstile.waiting(consumer),
                 asked=renewal.has_asked_for(consumer),
                 decided=renewal.decisions.last(consumer, self._clock.monotonic_s()),
                 again_s=max(LOOK_AGAIN_S, len(queue) / LOOKS_PER_S),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aigovtool.clock import Clock
@@ -27,7 +27,7 @@ from aigovtool.enclave.api.http import (
     fault_reply,
     problem_reply,
 )
-from aigovtool.enclave.api.leaving import watched
+from aigovtool.enclave.api.leaving import unless_gone, watched
 from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
@@ -128,16 +128,28 @@ class Infer:
         cost = model.price(query.inputs)
         self._enclave.flights.check_room()
         ready = _Ready(consumer, model, query, inputs, model.new_run())
-        if not session.turnstile.limits.active:
-            return await self._charged(request, session, ready, cost)
-        async with session.turnstile.passed(consumer, cost, self._patience_s(request)):
-            return await self._charged(request, session, ready, cost)
+        patience_s, turnstile = self._patience_s(request), session.turnstile
+        if not turnstile.limits.active:
+            return await self._charged(request, session, ready, cost, patience_s)
+        self._check_admitted(session, consumer)
+        begin_s = self._clock.monotonic_s()
+        await unless_gone(
+            request,
+            turnstile.enter(consumer, cost, patience_s),
+            lambda _: turnstile.leave(consumer),
+        )
+        try:
+            waited_s = self._clock.monotonic_s() - begin_s
+            left_s = max(0.0, patience_s - waited_s)
+            return await self._charged(request, session, ready, cost, left_s)
+        finally:
+            turnstile.leave(consumer)
 
     async def _charged(
-        self, request: Request, session: Session, ready: _Ready, cost: int
+        self, request: Request, session: Session, ready: _Ready, cost: int, patience_s: float
     ) -> tuple[Reply, bool]:
         consumer = ready.consumer
-        paid = await self._pay(request, session, consumer, cost)
+        paid = await self._pay(request, session, consumer, cost, patience_s)
         fate = Fate.CLIENT_GONE  # unless something else is known
         try:
             reply, fate, left = await self._compute(request, session, ready, paid)
@@ -214,25 +226,37 @@ class Infer:
         size = sum(array.nbytes for array in outputs.values())
         return write() if size <= INLINE_BYTES else await asyncio.to_thread(write)
 
+    def _check_admitted(self, session: Session, consumer: ConsumerId) -> None:
+        """Refuse what was stopped or blocked while the body came, or the query waited."""
+        self._enclave.serving()
+        session.admit(consumer)
+
     async def _pay(
-        self, request: Request, session: Session, consumer: ConsumerId, cost: int
+        self,
+        request: Request,
+        session: Session,
+        consumer: ConsumerId,
+        cost: int,
+        patience_s: float,
     ) -> Paid:
         """Charge the query, waiting for credits if need be and wanted."""
-        self._enclave.serving()  # the loan may have been stopped while the body came
-        session.admit(consumer)
+        self._check_admitted(session, consumer)
         now_s = self._clock.monotonic_s()
         paid = session.till.pay(consumer, cost, now_s)
         if not isinstance(paid, Paid):
-            paid = await _unless_gone(
+            paid = await unless_gone(
                 request,
                 session.renewal.acquire(
                     consumer,
                     cost,
                     now_s=now_s,
                     lease_wait_s=self._limits.lease_wait_s,
-                    patience_s=self._patience_s(request),
+                    patience_s=patience_s,
                     reason=plain(request.headers.get(_REASON, b"").decode("utf-8", "replace")),
                     key=request.headers.get(_IDEMPOTENCY_KEY, b"").decode("latin-1"),
+                ),
+                lambda late: session.renewal.finish(
+                    late, Fate.NOT_BEGUN, self._clock.monotonic_s()
                 ),
             )
         if session.till.meter.left < session.renewal.low_mark:
@@ -255,21 +279,6 @@ def check_model(session: Session, name: str, version: str | None) -> None:
         raise NotFoundError(
             "no such model here", expected=f"{manifest.name}, version {manifest.version}"
         )
-
-
-async def _unless_gone(request: Request, paying: Awaitable[Paid]) -> Paid:
-    """Wait for the payment, and stop waiting when the client hangs up."""
-    waiting = asyncio.ensure_future(paying)
-    leaving = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        raise ClientGoneError
-    finally:
-        for task in (waiting, leaving):
-            task.cancel()
-        await asyncio.gather(waiting, leaving, return_exceptions=True)
 
 
 def _fate_of(cut: FlightCutError) -> Fate:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
-from aigovtool.enclave.api.http import Request
+from aigovtool.enclave.api.http import ClientGoneError, Request
 
 LOOK_AFTER_S = 0.05
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -39,3 +41,37 @@ def watched(request: Request, gone: Callable[[], None]) -> Iterator[None]:
         for task in leaving:
             task.remove_done_callback(left)
             task.cancel()
+
+
+async def unless_gone(
+    request: Request, wanted: Awaitable[T], give_back: Callable[[T], object]
+) -> T:
+    """
+    Wait for *wanted*, and stop waiting when the client of *request*, whose body was read, leaves.
+
+    Args:
+        give_back: called with what was got for nobody, as the wait ended in that very moment.
+
+    Raises:
+        ClientGoneError: the client left first.
+    """
+    waiting = asyncio.ensure_future(wanted)
+    leaving = asyncio.ensure_future(request.receive())
+    got = False
+    try:
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientGoneError
+        got = True
+        return waiting.result()
+    finally:
+        leaving.cancel()
+        if not got:
+            waiting.cancel()
+            waiting.add_done_callback(lambda done: _unwanted(done, give_back))
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+def _unwanted(done: asyncio.Future[T], give_back: Callable[[T], object]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        give_back(done.result())
