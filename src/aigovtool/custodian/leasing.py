@@ -41,7 +41,7 @@ from aigovtool.errors import (
     RefusedError,
     VerificationError,
 )
-from aigovtool.ids import ConsumerId, LeaseId, SessionId, new_id, sha256
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, new_id, sha256
 from aigovtool.telemetry.traces import traced
 from aigovtool.wire.codec import Message, decode, encode
 from aigovtool.wire.control import CreditsFreed, Lease, Report, ReportAnswer, Want
@@ -49,6 +49,11 @@ from aigovtool.wire.control import CreditsFreed, Lease, Report, ReportAnswer, Wa
 MAX_OPEN_LEASES = 256  # of one session, not settled: more than any enclave that settles holds
 _MISBEHAVIOUR = (MalformedError, VerificationError, RefusedError, ConflictError)
 
+
+_Sharing = dict[LoanId, int]
+"""How many sessions share what a loan has left. Counted once for all reports of one commit: for
+each of them it would cost more than the report, and who came or went in between changes only how
+evenly the rest is shared."""
 
 _SECOND = timedelta(seconds=1)
 _SLACK = timedelta(seconds=1)  # a lease of duration 0 is used a moment after it is granted
@@ -117,7 +122,7 @@ class Leasing:
         try:
             opened = self._open(session_id, report)
             with self._ledger.write() as entry:
-                applied = self._apply(entry, session_id, report, opened)
+                applied = self._apply(entry, session_id, report, opened, {})
             return self._answer(applied)
         except _MISBEHAVIOUR as error:
             self._refuse(session_id, report, error)
@@ -148,6 +153,7 @@ class Leasing:
             except _MISBEHAVIOUR as error:
                 opened.append(error)
         outcomes: list[_Applied | AIGovToolError] = []
+        sharing: _Sharing = {}
         with self._ledger.write_together() as together:
             for (session_id, report), settlements in zip(reports, opened, strict=True):
                 if isinstance(settlements, AIGovToolError):
@@ -155,7 +161,7 @@ class Leasing:
                     continue
                 try:
                     with together.decide() as entry:
-                        applied = self._apply(entry, session_id, report, settlements)
+                        applied = self._apply(entry, session_id, report, settlements, sharing)
                 except _MISBEHAVIOUR as error:
                     outcomes.append(error)
                 else:
@@ -185,6 +191,7 @@ class Leasing:
         session_id: SessionId,
         report: Report,
         opened: list[OpenedSettlement],
+        sharing: _Sharing,
     ) -> _Applied:
         digest = sha256(encode(report))
         session = session_of(entry.tx, session_id)
@@ -193,7 +200,7 @@ class Leasing:
         if report.number == session.last_report and digest == session.report_sha256:
             decision = decode(session.decision, Decision)
         else:
-            decision = self._decide(entry, session, loan, report, opened)
+            decision = self._decide(entry, session, loan, report, opened=opened, sharing=sharing)
             entry.tx.set_session_report(session_id, report.number, digest, encode(decision))
         return _Applied(report.number, session, loan, decision, entry.now)
 
@@ -227,7 +234,9 @@ class Leasing:
         session: Session,
         loan: Loan,
         report: Report,
+        *,
         opened: list[OpenedSettlement],
+        sharing: _Sharing,
     ) -> Decision:
         if report.number != session.last_report + 1:
             raise ConflictError(
@@ -254,6 +263,7 @@ class Leasing:
                     number=report.number,
                     wish=wish,
                     allowed=allowed,
+                    sharers=_sharers(entry, loan, sharing, among=open_leases > 0),
                     books=books,
                 )
         if row is not None:
@@ -310,13 +320,12 @@ def _lease(
     number: int,
     wish: _Wish,
     allowed: ageing.Allowance,
+    sharers: int,
     books: Books,
 ) -> LeaseRow | None:
     """Grant what *allowed* and the *books* have of a wish, by the report of this number, if any."""
     left = books.account.left
-    # a lease of duration 0 is used at once: there is nothing to share
-    sharers = entry.tx.count_sharers(loan.loan, session.session) + 1
-    at_once = allowed.duration_s <= 0
+    at_once = allowed.duration_s <= 0  # then it is used at once: there is nothing to share
     price = max(1, wish.at_least)
     limit = min(allowed.max_credits, books.rate_room(price))
     credits = budget.block(wish.credits, left, sharers, limit, left if at_once else price)
@@ -356,6 +365,13 @@ def _lease(
         left=books.account.left,
     )
     return row
+
+
+def _sharers(entry: Entry, loan: Loan, sharing: _Sharing, *, among: bool) -> int:
+    """Return how many sessions share the loan, the asking one with them; *among* them already?"""
+    if loan.loan not in sharing:
+        sharing[loan.loan] = entry.tx.count_sharers(loan.loan)
+    return max(1, sharing[loan.loan] + (not among))
 
 
 def _told(entry: Entry, loan: Loan, row: LeaseRow) -> Lease:

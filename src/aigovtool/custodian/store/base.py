@@ -109,8 +109,8 @@ class Reading(Protocol):
         """Return how many sessions of the loan are in which state; a state of none is left out."""
         ...
 
-    def count_sharers(self, loan: LoanId, session: SessionId) -> int:
-        """Return how many other sessions hold leases of what the loan has left."""
+    def count_sharers(self, loan: LoanId) -> int:
+        """Return how many sessions hold leases of what the loan has left."""
         ...
 
     def limits_concurrency(self, loan: LoanId) -> bool:

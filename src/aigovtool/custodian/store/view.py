@@ -159,8 +159,8 @@ class View(ABC):
         found = self._all("count_sessions", loan=loan)
         return {SessionState(row["state"]): row["sessions"] for row in found}
 
-    def count_sharers(self, loan: LoanId, session: SessionId) -> int:
-        return int(self._just_one("count_sharers", loan=loan, session=session)["sessions"])
+    def count_sharers(self, loan: LoanId) -> int:
+        return int(self._just_one("count_sharers", loan=loan)["sessions"])
 
     def limits_concurrency(self, loan: LoanId) -> bool:
         return bool(self._just_one("limits_concurrency", loan=loan)["consumers"])

@@ -227,9 +227,9 @@ RELEASE SAVEPOINT decision;
 SELECT state, count(*) AS sessions FROM sessions WHERE loan = :loan GROUP BY state;
 
 -- name: count_sharers
--- How many other sessions hold leases of what a loan has left.
+-- How many sessions hold leases of what a loan has left.
 SELECT count(DISTINCT session) AS sessions FROM leases
-WHERE loan = :loan AND state = 'open' AND session <> :session;
+WHERE loan = :loan AND state = 'open';
 
 -- name: limits_concurrency
 -- Whether any consumer of a loan may run only so many queries at one time.
