@@ -7,6 +7,7 @@ import gzip
 import http.client
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -315,6 +316,91 @@ def test_forged_receipt(enclave: StandIn, proxy: Running) -> None:
     came = proxy.ask("POST", "/v2/models/double/infer", REQUEST)
     assert came.status == 502
     assert b"result" not in came.body
+
+
+def ask_for(proxy: Running, items: int, form: str) -> Answer:
+    """Ask for a batch, in one of the forms that clients have."""
+    x = np.ones((items, 3), np.float32)
+    target = "/v2/models/double/infer"
+    body = encode_infer_request({"x": x})
+    binary = b"".join(body.chunks)
+    data = msgspec.json.encode(
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [items, 3], "data": x.tolist()}]}
+    )
+    match form:
+        case "json":
+            return proxy.ask("POST", target, data)
+        case "versioned":
+            return proxy.ask("POST", "/v2/models/double/versions/1/infer", data)
+        case "binary":
+            return proxy.ask("POST", target, binary, body.headers)
+        case "gzip":
+            return proxy.ask("POST", target, gzip.compress(data), {"Content-Encoding": "gzip"})
+        case "deflate binary":
+            headers = {k: v for k, v in body.headers.items() if k != "Content-Length"}
+            packed = zlib.compress(binary)
+            return proxy.ask("POST", target, packed, headers | {"Content-Encoding": "deflate"})
+        case "pieces":
+            head = f"POST {target} HTTP/1.1\r\nHost: localhost:{proxy.port}\r\n"
+            with proxy.send(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()) as wire:
+                for at in range(0, len(data), 40):
+                    piece = data[at : at + 40]
+                    wire.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+                wire.sendall(b"0\r\n\r\n")
+                return read_answer(wire)
+    raise AssertionError(form)
+
+
+FORMS = ["json", "versioned", "binary", "gzip", "deflate binary", "pieces"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("charged", [1, 2, 3])
+def test_an_answer_that_was_charged_another_price_is_not_passed_on(
+    enclave: StandIn, proxy: Running, form: str, charged: int
+) -> None:
+    """A batch of two costs two. The receipt is kept all the same: it is the proof of the other."""
+
+    def serve(asked: Asked) -> bytes:
+        enclave.price = charged
+        try:
+            return answer(b"result", headers={RECEIPT: enclave.receipt()})
+        finally:
+            enclave.price = 1
+
+    enclave.reply = serve
+    kept = enclave.receipts
+    came = ask_for(proxy, 2, form)
+    assert enclave.receipts == kept + 1
+    if charged == 2:
+        assert (came.status, came.body) == (200, b"result")
+        return
+    assert came.status == 502
+    assert b"result" not in came.body
+    assert came.json["reasons"][0]["code"] == "receipt.price"
+
+
+def test_an_answer_without_a_receipt_is_not_passed_on(enclave: StandIn, proxy: Running) -> None:
+    enclave.reply = lambda asked: answer(b"result")
+    came = proxy.ask("POST", "/v2/models/double/infer", REQUEST)
+    assert (came.status, came.json["reasons"][0]["code"]) == (502, "receipt.missing")
+    assert b"result" not in came.body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{}", b"[1]", b'{"inputs":[]}', b'{"inputs":[{"name":"y","shape":[1,3]}]}',
+        b'{"inputs":[{"name":"x","shape":[]}]}', b'{"inputs":[{"name":"x","shape":[0,3]}]}',
+        b'{"inputs":[{"name":"x","shape":[-1,3]}]}', b"\xff", gzip.compress(REQUEST),
+    ],
+)  # fmt: skip
+def test_a_charge_for_what_is_no_query_is_refused(
+    enclave: StandIn, proxy: Running, body: bytes
+) -> None:
+    enclave.reply = lambda asked: answer(b"result", headers={RECEIPT: enclave.receipt()})
+    came = proxy.ask("POST", "/v2/models/double/infer", body)
+    assert (came.status, came.json["reasons"][0]["code"]) == (502, "receipt.price")
 
 
 def test_a_restarted_enclave_is_judged_again(enclave: StandIn, proxy: Running) -> None:

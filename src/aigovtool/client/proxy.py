@@ -7,7 +7,8 @@ Rule 1: nothing is forwarded but to a judged enclave; one that is refused gets n
 Rule 2: bodies pass byte for byte, as they come, both ways, in bounded memory.
 Rule 3: the proxy lends out its user's key, so it serves programs and not web pages: a Host that is
         a foreign name (DNS rebinding), and whatever a browser says a page asked for, are refused.
-Rule 4: a receipt that comes with an answer is checked, and kept, before the answer is passed on.
+Rule 4: a receipt that comes with an answer is checked, and kept, before the answer is passed on;
+        the answer to an inference has one, and it charges the price of what was sent (`pricing`).
 
 It adds the API key to requests that bring no Authorization of their own, and passes on the paths
 ``/v1`` and ``/v2`` only.
@@ -29,8 +30,9 @@ from aigovtool.channel.address import Address
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.pricing import PassingQuery, is_query
 from aigovtool.client.receipt_store import ReceiptStore, keep_or_warn
-from aigovtool.client.receipts import receipt_of
+from aigovtool.client.receipts import check_price, receipt_of
 from aigovtool.errors import (
     AIGovToolError,
     ConfigurationError,
@@ -46,6 +48,7 @@ SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a
 SHUTDOWN_TIMEOUT_S = 5
 DEFAULT_PORT = 8080
 
+_OK = 200
 _PATHS = ("/v1", "/v2")
 # RFC 9110 section 7.6.1, and what both sides make for themselves
 _HOP_BY_HOP = frozenset(
@@ -140,7 +143,10 @@ class Proxy:
         try:
             async with asyncio.timeout(SILENCE_TIMEOUT_S) as limit:
                 headers = self._headers_of(scope)
-                body, length = await exchange.take_body(scope)
+                query = None
+                if is_query(scope["method"], scope["path"]):
+                    query = PassingQuery(headers)
+                body, length = await exchange.take_body(scope, query)
 
                 def make(_: VerifiedEnclave) -> Request:
                     return Request(
@@ -153,10 +159,7 @@ class Proxy:
                     )
 
                 async with self._channel.exchange(make) as (enclave, response):
-                    for header in (_RECEIPT, _REFUND):
-                        if (receipt := response.header(header)) is not None:
-                            verified = await receipt_of(receipt, enclave, self._channel)
-                            keep_or_warn(self._store, verified)
+                    await self._check_receipts(enclave, response, query)
                     await exchange.pass_on(response, limit)
         except TimeoutError:
             late = UnavailableError("the enclave fell silent", code="channel.timeout")
@@ -166,6 +169,20 @@ class Proxy:
             if not isinstance(error, UnavailableError):
                 problem = msgspec.structs.replace(problem, status=502, title="Enclave refused")
             await exchange.refuse(error, problem)
+
+    async def _check_receipts(
+        self, enclave: VerifiedEnclave, response: Response, query: PassingQuery | None
+    ) -> None:
+        """Check and keep what came; raises as `receipt_of` and `check_price`."""
+        answered = query is not None and response.status == _OK
+        for header in (_RECEIPT, _REFUND):
+            value = response.header(header)
+            if value is None and not (answered and header == _RECEIPT):
+                continue
+            verified = await receipt_of(value, enclave, self._channel)
+            keep_or_warn(self._store, verified)  # whatever it says: it is the proof of it
+            if answered and query is not None and header == _RECEIPT:
+                check_price(verified.receipt, query.price(enclave.model.manifest))
 
     def _headers_of(self, scope: Scope) -> Headers:
         headers = _passed(scope["headers"], _NOT_FORWARDED)
@@ -184,19 +201,27 @@ class _Exchange:
         self._started = False
 
     async def take_body(
-        self, scope: Scope
+        self, scope: Scope, query: PassingQuery | None
     ) -> tuple[tuple[bytes, ...] | AsyncIterator[bytes], int | None]:
-        """Return the request's body, whole if it came in one piece, and its length if known."""
+        """
+        Return the request's body, whole if it came in one piece, and its length if known.
+
+        Args:
+            query: is shown the body as it passes.
+        """
         first = await self._receive()
         if first["type"] == "http.disconnect":
             raise _gone()
         if not first.get("more_body"):
             self._taken.set()
+            if query is not None:
+                query.saw(first["body"])
             return (first["body"],), len(first["body"])
         length = next(
             (int(value) for name, value in scope["headers"] if name == b"content-length"), None
         )
-        return self._rest(first["body"]), length
+        rest = self._rest(first["body"])
+        return (rest if query is None else query.watched(rest)), length
 
     async def _rest(self, piece: bytes) -> AsyncIterator[bytes]:
         yield piece
