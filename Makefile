@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint typecheck imports unit docs bench faults fleet flips lock clean check-python
+.PHONY: demo test lint typecheck imports unit docs bench faults fleet flips nodes protos lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
@@ -53,6 +53,14 @@ check-python:
 
 .venv/bin/python: | check-python
 	$(PYTHON) -m venv .venv
+
+# ONNX's own node tests, each through an enclave: some 10 minutes, and docs/oip-nodes.md written anew
+nodes: .venv/.dev
+	$(BIN)/python -m tests.enclave.nodes --write
+
+# The messages of gRPC, made of their .proto anew
+protos: .venv/.dev
+	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/aigovtool/wire/grpc/oip.proto
 
 # hatchling comes from the lock too, so building our own package fetches nothing unpinned
 .venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/python

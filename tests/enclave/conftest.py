@@ -52,6 +52,7 @@ class RunningEnclave:
     ready: asyncio.Event
     address: str = ""
     readies: list[Ready] = field(default_factory=list)
+    grpc_address: str = ""
 
     async def infer(
         self,
@@ -102,10 +103,12 @@ async def running_enclave(
     pccs: str | None = None,
     metrics_listen: str | None = None,
     metrics_token: Path | None = None,
+    grpc_listen: str | None = None,
 ) -> AsyncIterator[RunningEnclave]:
     clock, stop, ready = JumpingClock(), asyncio.Event(), asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     readies: list[Ready] = []
+    grpc_addresses: list[str] = []
 
     def on_ready(now: Ready) -> None:
         readies.append(now)
@@ -119,6 +122,7 @@ async def running_enclave(
                 compute_threads=compute_threads,
                 intra_op_threads=1,
                 pccs=pccs,
+                grpc_listen=grpc_listen,
                 metrics_listen=metrics_listen,
                 metrics_token=metrics_token,
                 limits=msgspec.structs.replace(limits or Limits(), drain_s=1.0, goodbye_s=1.0),
@@ -130,6 +134,7 @@ async def running_enclave(
             stop=stop,
             on_listening=listening.set_result,
             on_ready=on_ready,
+            on_grpc=grpc_addresses.append,
         )
     )
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -145,7 +150,9 @@ async def running_enclave(
             if wait_ready:
                 async with asyncio.timeout(10):
                     await ready.wait()
-            yield RunningEnclave(custodian, clock, http, stop, task, ready, address, readies)
+            yield RunningEnclave(
+                custodian, clock, http, stop, task, ready, address, readies, "".join(grpc_addresses)
+            )
     finally:
         stop.set()
         await asyncio.wait({task}, timeout=20)

@@ -225,6 +225,13 @@ def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -
     help="Where programs on this machine find the proxy; port 0 takes any.",
 )
 @click.option(
+    "--grpc-listen",
+    envvar="AIGOVTOOL_PROXY_GRPC_LISTEN",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Where gRPC clients find it too, such as 127.0.0.1:8001. Needs the extra `grpc`.",
+)
+@click.option(
     "--dangerously-listen-beyond-loopback",
     is_flag=True,
     envvar="AIGOVTOOL_PROXY_DANGEROUSLY_LISTEN_BEYOND_LOOPBACK",
@@ -239,6 +246,7 @@ def proxy(
     manifest: Path,
     api_key_file: Path | None,
     listen: str,
+    grpc_listen: str | None,
     dangerously_listen_beyond_loopback: bool,
     folder: Path | None,
 ) -> None:
@@ -246,17 +254,22 @@ def proxy(
     import uvloop
 
     from aigovtool.channel.address import parse_address
-    from aigovtool.client.proxy import DEFAULT_PORT, serve_proxy
+    from aigovtool.channel.extras import require_grpc
+    from aigovtool.client.proxy import DEFAULT_PORT, GRPC_PORT, serve_proxy
     from aigovtool.client.receipt_store import ReceiptStore, default_folder
     from aigovtool.client.session import read_manifest
 
     where = parse_address(listen, default_port=DEFAULT_PORT)
+    grpc_where = None if grpc_listen is None else parse_address(grpc_listen, default_port=GRPC_PORT)
+    if grpc_where is not None:
+        require_grpc()
     api_key = None if api_key_file is None else _read_key(api_key_file)
 
     store = ReceiptStore(folder or default_folder(), manifest=read_manifest(manifest))
 
-    def ready(at: Address) -> None:
-        talk.print(f"verified; listening on http://{at}, Ctrl-C ends it", markup=False)
+    def ready(at: Address, grpc_at: Address | None) -> None:
+        more = "" if grpc_at is None else f" and for gRPC on {grpc_at}"
+        talk.print(f"verified; listening on http://{at}{more}, Ctrl-C ends it", markup=False)
 
     async def serve() -> None:
         channel = await _open(address, manifest)
@@ -266,6 +279,7 @@ def proxy(
                 api_key=api_key,
                 store=store,
                 listen=where,
+                grpc_listen=grpc_where,
                 dangerously_beyond_loopback=dangerously_listen_beyond_loopback,
                 on_ready=ready,
             )

@@ -82,6 +82,11 @@ def enclave() -> None:
     help="Where consumers connect.",
 )
 @_option(
+    "--grpc-listen",
+    metavar="HOST:PORT",
+    help="Where gRPC clients connect too, such as 0.0.0.0:9925. Needs the extra `grpc`.",
+)
+@_option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder that keeps the sealed model (ciphertext only) for the next start.",
@@ -141,6 +146,7 @@ def serve(
     ticket: Path,
     tee: str,
     listen: str,
+    grpc_listen: str | None,
     cache: Path | None,
     compute_threads: int | None,
     intra_op_threads: int,
@@ -176,6 +182,7 @@ def serve(
         warn_simulated()
     config = EnclaveConfig(
         listen=listen,
+        grpc_listen=grpc_listen,
         cache=cache,
         compute_threads=compute_threads or DEFAULT_COMPUTE_THREADS,
         intra_op_threads=intra_op_threads,
@@ -221,6 +228,7 @@ def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock
                 stop=stop,
                 on_listening=listening,
                 on_ready=ready,
+                on_grpc=lambda at: talk.print(f"listening for gRPC on {at}", markup=False),
             )
         talk.print("settled and wiped")
 

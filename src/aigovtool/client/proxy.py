@@ -47,6 +47,7 @@ from aigovtool.wire.problem import CONTENT_TYPE, Problem, headers_of, problem_of
 SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a wait for credits
 SHUTDOWN_TIMEOUT_S = 5
 DEFAULT_PORT = 8080
+GRPC_PORT = 8001
 
 _OK = 200
 _PATHS = ("/v1", "/v2")
@@ -159,7 +160,9 @@ class Proxy:
                     )
 
                 async with self._channel.exchange(make) as (enclave, response):
-                    await self._check_receipts(enclave, response, query)
+                    await check_receipts(
+                        enclave, response, query, channel=self._channel, store=self._store
+                    )
                     await exchange.pass_on(response, limit)
         except TimeoutError:
             late = UnavailableError("the enclave fell silent", code="channel.timeout")
@@ -170,25 +173,31 @@ class Proxy:
                 problem = msgspec.structs.replace(problem, status=502, title="Enclave refused")
             await exchange.refuse(error, problem)
 
-    async def _check_receipts(
-        self, enclave: VerifiedEnclave, response: Response, query: PassingQuery | None
-    ) -> None:
-        """Check and keep what came; raises as `receipt_of` and `check_price`."""
-        answered = query is not None and response.status == _OK
-        for header in (_RECEIPT, _REFUND):
-            value = response.header(header)
-            if value is None and not (answered and header == _RECEIPT):
-                continue
-            verified = await receipt_of(value, enclave, self._channel)
-            keep_or_warn(self._store, verified)  # whatever it says: it is the proof of it
-            if answered and query is not None and header == _RECEIPT:
-                check_price(verified.receipt, query.price(enclave.model.manifest))
-
     def _headers_of(self, scope: Scope) -> Headers:
         headers = _passed(scope["headers"], _NOT_FORWARDED)
         if self._authorization is not None and all(name != b"authorization" for name, _ in headers):
             headers.append((b"authorization", self._authorization))
         return tuple(headers)
+
+
+async def check_receipts(
+    enclave: VerifiedEnclave,
+    response: Response,
+    query: PassingQuery | None,
+    *,
+    channel: AttestedChannel,
+    store: ReceiptStore,
+) -> None:
+    """Check and keep what came (Rule 4); raises as `receipt_of` and `check_price`."""
+    answered = query is not None and response.status == _OK
+    for header in (_RECEIPT, _REFUND):
+        value = response.header(header)
+        if value is None and not (answered and header == _RECEIPT):
+            continue
+        verified = await receipt_of(value, enclave, channel)
+        keep_or_warn(store, verified)  # whatever it says: it is the proof of it
+        if answered and query is not None and header == _RECEIPT:
+            check_price(verified.receipt, query.price(enclave.model.manifest))
 
 
 class _Exchange:
@@ -273,16 +282,18 @@ async def serve_proxy(
     api_key: str | None,
     store: ReceiptStore,
     listen: Address,
+    grpc_listen: Address | None = None,
     dangerously_beyond_loopback: bool,
-    on_ready: Callable[[Address], None],
+    on_ready: Callable[[Address, Address | None], None],
 ) -> None:
     """
     Serve until the process is told to stop (SIGINT, SIGTERM).
 
     Args:
+        grpc_listen: for the protocol over gRPC (`client.rpc`), or None.
         dangerously_beyond_loopback: whether *listen* may be reached from other machines, which can
             then use the API key, and send their inputs to here in the clear.
-        on_ready: called with the address when it listens.
+        on_ready: called with both addresses when it listens.
 
     Raises:
         ConfigurationError: *listen* cannot be listened on, or other machines could reach it.
@@ -304,18 +315,28 @@ async def serve_proxy(
                 timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             )
         )
-        on_ready(Address(host=listen.host, port=listener.getsockname()[1]))
-        await server.serve(sockets=[listener])
+        at = Address(host=listen.host, port=listener.getsockname()[1])
+        if grpc_listen is None:
+            on_ready(at, None)
+            await server.serve(sockets=[listener])
+            return
+        from aigovtool.client.rpc import grpc_door  # needs an extra
+
+        async with grpc_door(
+            channel,
+            api_key=api_key,
+            store=store,
+            listen=grpc_listen,
+            dangerously_beyond_loopback=dangerously_beyond_loopback,
+        ) as port:
+            on_ready(at, Address(host=grpc_listen.host, port=port))
+            await server.serve(sockets=[listener])
 
 
 def listen_on(listen: Address, *, dangerously_beyond_loopback: bool) -> socket.socket:
     """Open the listening socket; raises ConfigurationError as `serve_proxy`."""
+    family, where = resolve(listen, dangerously_beyond_loopback=dangerously_beyond_loopback)
     try:
-        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
-        if not dangerously_beyond_loopback:
-            for *_, where in found:
-                _require_loopback(listen, str(where[0]))
-        family, *_, where = found[0]
         listener = socket.create_server(where, family=family)
     except OSError as error:
         raise ConfigurationError(
@@ -325,6 +346,23 @@ def listen_on(listen: Address, *, dangerously_beyond_loopback: bool) -> socket.s
     # which these do not, and without it each answer waits 40 ms for a delayed ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def resolve(
+    listen: Address, *, dangerously_beyond_loopback: bool
+) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Return where *listen* is; raises ConfigurationError, also where others could reach it."""
+    try:
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {listen}", came=error.strerror or type(error).__name__
+        ) from None
+    if not dangerously_beyond_loopback:
+        for *_, where in found:
+            _require_loopback(listen, str(where[0]))
+    family, *_, where = found[0]
+    return family, where
 
 
 def _require_loopback(listen: Address, where: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from aigovtool.channel.extras import require_grpc
 from aigovtool.clock import Clock
 from aigovtool.crypto.tls import server_context
 from aigovtool.enclave.api.app import Api
@@ -67,6 +68,7 @@ async def serve(
     stop: asyncio.Event,
     on_listening: Callable[[str], None],
     on_ready: Callable[[Ready], None],
+    on_grpc: Callable[[str], None] = lambda _: None,
 ) -> None:
     """
     Run an enclave server until *stop* is set; everything is settled and wiped when it returns.
@@ -74,6 +76,7 @@ async def serve(
     Args:
         on_listening: told the address, once, before enrolment.
         on_ready: told each time the enclave begins to serve.
+        on_grpc: told the address for gRPC, once, if there is one.
 
     Raises:
         ConfigurationError: the address cannot be listened on, or the ticket is damaged.
@@ -123,10 +126,48 @@ async def serve(
                 clock=clock,
                 cache=config.cache,
             )
-            async with scraped(metrics, config, keys):
+            async with (
+                scraped(metrics, config, keys),
+                grpc_served(api, enclave, config, keys, on_grpc),
+            ):
                 on_listening(address)
                 await _run(supervisor, server, stop, limits, listening)
     flights.close()
+
+
+@asynccontextmanager
+async def grpc_served(
+    api: Api,
+    enclave: Enclave,
+    config: EnclaveConfig,
+    keys: ProcessKeys,
+    on_listening: Callable[[str], None],
+) -> AsyncIterator[None]:
+    """
+    Serve *api* over gRPC too for the length of the block, where that is wanted, by the same key.
+
+    Raises:
+        ConfigurationError: the extra is not installed, or the address cannot be listened on.
+    """
+    if config.grpc_listen is None:
+        yield
+        return
+    require_grpc()
+    from aigovtool.channel.grpc_door import Door, opened  # noqa: PLC0415 - needs an extra
+    from aigovtool.enclave.api.rpc import InProcess  # noqa: PLC0415
+
+    host, port = read_address(config.grpc_listen)
+    ask = InProcess(api, enclave)
+    door = Door(ask, admit=ask.admit, message_time_s=config.limits.body_time_s)
+    async with opened(
+        door,
+        host=host,
+        port=port,
+        identity=keys.tls,
+        max_message_bytes=config.limits.max_body_bytes,
+    ) as bound:
+        on_listening(f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}")
+        yield
 
 
 @asynccontextmanager

@@ -76,6 +76,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Args:
         listen: ``host:port`` for consumers; port 0 lets the machine choose.
+        grpc_listen: ``host:port`` for consumers that speak gRPC, or None; the extra ``grpc``.
         metrics_listen: ``host:port`` for Prometheus, or None.
         metrics_token: file with the token that Prometheus bears; needed off loopback.
         cache: folder for ciphertext of models, or None to fetch it at every start.
@@ -88,6 +89,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     listen: str = DEFAULT_LISTEN
+    grpc_listen: str | None = None
     metrics_listen: str | None = None
     metrics_token: Path | None = None
     cache: Path | None = None
