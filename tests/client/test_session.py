@@ -34,8 +34,11 @@ from aigovtool.errors import (
     UnavailableError,
     VerificationError,
 )
-from aigovtool.ids import LoanId, SessionId
-from aigovtool.wire.headers import RECEIPT
+from aigovtool.ids import ConsumerId, LoanId, SessionId
+from aigovtool.wire.budget import WaitingView
+from aigovtool.wire.codec import encode
+from aigovtool.wire.control import MoreDecided
+from aigovtool.wire.headers import RECEIPT, WAITING_PATH
 from tests.channel.stand_in import (
     API_KEY,
     Asked,
@@ -181,6 +184,33 @@ async def test_a_query_waits_for_credits_and_goes_on(enclave: StandIn, client: A
     assert second.headers["prefer"] == "wait=600"
     assert second.headers["aigovtool-reason"] == "für die Visite"
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "approved", "told"), [(0.0, True, ["for once"]), (900.0, True, []), (0.0, False, [])]
+)
+async def test_who_waited_is_told_what_was_granted_meanwhile_and_why(
+    enclave: StandIn, client: AsyncClient, age_s: float, approved: bool, told: list[str]
+) -> None:
+    """An older decision, of another wait, is not told; a denial is an error of its own."""
+    enclave.credits = 0
+    decision = MoreDecided(
+        consumer=ConsumerId("cons_1"), approved=approved, credits=3, reason="for once", age_s=age_s
+    )
+
+    def serve(asked: Asked) -> bytes | None:
+        if asked.target == WAITING_PATH:
+            view = WaitingView(waiting=0, queries=(), asked=False, decided=decision, again_s=9.0)
+            return answer(encode(view))
+        if "prefer" in asked.headers:
+            enclave.credits = 1
+        return enclave.infer(asked)
+
+    enclave.reply = serve
+    decided: list[MoreDecided] = []
+    result = await client.infer({"x": X}, wait_s=math.inf, on_decided=decided.append)
+    assert result.remaining == 0
+    assert [one.reason for one in decided] == told
 
 
 async def test_waiting_ends(enclave: StandIn, client: AsyncClient) -> None:

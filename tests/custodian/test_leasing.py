@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey, verify_signature
 from aigovtool.custodian.ledger import session_of
 from aigovtool.custodian.lifecycle import LoanState, SessionState
+from aigovtool.custodian.records import RequestId
 from aigovtool.errors import (
     AIGovToolError,
     ConflictError,
@@ -665,6 +668,88 @@ def test_a_request_for_more_is_kept_once_and_approved_once(ledger: Bench) -> Non
         with pytest.raises(ConflictError):
             again()
     assert numbers(ledger, loan) == (8, 8, 0, 0, 0)
+
+
+def test_who_waits_for_a_request_is_known_per_enclave_and_by_now(ledger: Bench) -> None:
+    loan = ledger.lend(1).loan
+    consumer = ledger.consumer(loan)
+    enclaves = [ledger.enclave(loan) for _ in range(2)]
+
+    def waits(enclave: FakeEnclave, waiting: int, waited_s: float = 0.0) -> RequestId | None:
+        return ledger.grants.want_more(
+            enclave.session,
+            MoreWanted(
+                consumer=consumer, credits=waiting, reason="", waiting=waiting, waited_s=waited_s
+            ),
+        )
+
+    def known(request: RequestId) -> tuple[int, datetime | None]:
+        with ledger.ledger.read() as tx:
+            waiting = tx.waiting_of_request(request)
+        return waiting.queries, waiting.since
+
+    now = ledger.clock.now()
+    assert waits(enclaves[0], 0) is None  # nobody wants anything: no request
+    request = waits(enclaves[0], 3, 2.0)
+    assert request is not None
+    assert known(request) == (3, now - timedelta(seconds=2))
+    assert waits(enclaves[1], 4, 60.0) == request
+    assert known(request) == (7, now - timedelta(seconds=60))
+    waits(enclaves[1], 1, 1.0)
+    assert known(request) == (4, now - timedelta(seconds=2))
+    for number, waited_s in [(-1, 0.0), (1, -1.0), (1, math.inf), (1, math.nan), (1 << 40, 0.0)]:
+        with pytest.raises(MalformedError):
+            waits(enclaves[0], number, waited_s)
+    waits(enclaves[0], 0)
+    assert known(request) == (1, now - timedelta(seconds=1))
+    ledger.grants.deny(request, actor="test", reason="no")
+    assert waits(enclaves[1], 0) is None
+    assert known(request) == (1, now - timedelta(seconds=1))  # how it was when it was decided
+
+
+def test_what_an_ended_session_said_of_who_waits_counts_no_more(ledger: Bench) -> None:
+    loan = ledger.lend(1).loan
+    consumer, enclave = ledger.consumer(loan), ledger.enclave(loan)
+    wanted = MoreWanted(consumer=consumer, credits=5, reason="", waiting=5)
+    request = ledger.grants.want_more(enclave.session, wanted)
+    assert request is not None
+    silence(ledger, enclave)
+    with ledger.ledger.read() as tx:
+        assert tx.waiting_of_request(request).queries == 0
+
+
+def test_who_connects_is_told_what_was_decided_lately(ledger: Bench) -> None:
+    loan = ledger.lend(1).loan
+    alice, bob = ledger.consumer(loan), ledger.consumer(loan)
+    enclave = ledger.enclave(loan)
+
+    def decide(consumer: ConsumerId, words: str, approved: bool) -> None:
+        wanted = MoreWanted(consumer=consumer, credits=5, reason=words)
+        request = ledger.grants.want_more(enclave.session, wanted)
+        assert request is not None
+        if approved:
+            ledger.grants.approve(request, actor="test", credits=2, reason="fine")
+        else:
+            ledger.grants.deny(request, actor="test", reason="not now")
+
+    decide(alice, "first", approved=True)
+    ledger.clock.forward(10)
+    decide(alice, "second", approved=False)
+    decide(bob, "his", approved=True)
+    ledger.clock.forward(20)
+    welcome, _ = ledger.sessions.connect(enclave.session)
+    told = {one.consumer: one for one in welcome.decided}
+    assert told == {
+        alice: MoreDecided(
+            consumer=alice, approved=False, credits=0, reason="not now", asked="second", age_s=20.0
+        ),
+        bob: MoreDecided(
+            consumer=bob, approved=True, credits=2, reason="fine", asked="his", age_s=20.0
+        ),
+    }
+    ledger.clock.forward(3600)
+    welcome, _ = ledger.sessions.connect(enclave.session)
+    assert welcome.decided == ()
 
 
 def test_approving_a_budgeted_consumer_tops_the_loan_up_as_far_as_it_lacks(ledger: Bench) -> None:

@@ -36,6 +36,7 @@ from aigovtool.wire.control import (
     Hello,
     Lease,
     LoanChanged,
+    MoreDecided,
     MoreWanted,
     Report,
     ReportAnswer,
@@ -127,6 +128,7 @@ class FakeCustodian:
         self.sessions: dict[SessionId, Enrolled] = {}
         self.proofs: list[StopProof] = []
         self.wanted: list[MoreWanted] = []
+        self.decided: tuple[MoreDecided, ...] = ()  # told to whoever connects
         self.requests: list[FromEnclave] = []
         self.raw: list[str] = []  # all that enclaves said, as it came
         self.nonces: set[bytes] = set()
@@ -319,6 +321,7 @@ class FakeCustodian:
             terms=self._terms(),
             roster=self._roster(),
             left=self.left,
+            decided=self.decided,
         )
         await socket.send_str(encode(welcome).decode())
         await self._notify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import HealthCheck, given, settings
@@ -245,13 +246,63 @@ async def test_a_request_for_more_is_made_again_after_a_lost_connection() -> Non
         renewal.acquire(ALICE, 1, now_s=0.0, lease_wait_s=60, patience_s=60, reason="why")
     )
     await asyncio.sleep(0)
-    assert [one.consumer for one in renewal.more_due()] == [ALICE]
-    assert renewal.more_due() == []
+    assert [one.consumer for one in renewal.more_due(0.0)] == [ALICE]
+    assert renewal.more_due(0.0) == []
     renewal.lost()
     renewal.welcomed(ledger.welcome(), 0.0)
-    assert [one.reason for one in renewal.more_due()] == ["why"]
+    assert [one.reason for one in renewal.more_due(0.0)] == ["why"]
     waiting.cancel()
     await asyncio.wait({waiting})
+
+
+async def test_numbers_of_who_waits_are_told_again_when_they_change_and_not_too_often() -> None:
+    ledger = Ledger(0)
+    renewal, _ = make(ledger)
+    renewal.welcomed(ledger.welcome(), 0.0)
+    waiting: list[asyncio.Task] = []
+
+    async def waits(now_s: float) -> None:
+        waiting.append(
+            asyncio.create_task(
+                renewal.acquire(ALICE, 2, now_s=now_s, lease_wait_s=60, patience_s=60, reason="why")
+            )
+        )
+        await asyncio.sleep(0)
+
+    def told(now_s: float) -> list[tuple[int, int, float]]:
+        return [(one.waiting, one.credits, one.waited_s) for one in renewal.more_due(now_s)]
+
+    await waits(10.0)
+    assert told(10.0) == [(1, 2, 0.0)]
+    await waits(10.5)
+    assert renewal.wake_at(11.0) == 12.0
+    assert told(11.0) == []
+    assert told(12.0) == [(2, 4, 2.0)]
+    assert told(20.0) == []
+    renewal.lost()
+    assert told(20.0) == []
+    renewal.welcomed(ledger.welcome(), 20.0)
+    assert told(20.0) == [(2, 4, 10.0)]  # who knows whether it arrived
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    assert told(22.0) == [(0, 0, 0.0)]
+    assert told(30.0) == []
+    assert renewal.wake_at(30.0) == math.inf
+
+
+async def test_who_gave_up_before_it_was_said_is_not_asked_for() -> None:
+    ledger = Ledger(0)
+    renewal, _ = make(ledger)
+    renewal.welcomed(ledger.welcome(), 0.0)
+    waiting = asyncio.create_task(
+        renewal.acquire(ALICE, 1, now_s=0.0, lease_wait_s=60, patience_s=60, reason="why")
+    )
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert renewal.more_due(0.0) == []
+    assert ALICE not in renewal.asking
 
 
 async def test_roster_and_cap_of_a_waiting_consumer() -> None:

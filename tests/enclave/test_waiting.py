@@ -187,6 +187,14 @@ def test_an_older_decision_does_not_replace_a_newer_one() -> None:
     assert decisions.denial(ALICE, None, 102.0) is None
 
 
+def test_a_decision_ages_while_it_is_told() -> None:
+    decisions = Decisions()
+    decisions.heard(decided(age_s=50.0), 100.0)
+    told = decisions.last(ALICE, 130.0)
+    assert told is not None
+    assert told.age_s == pytest.approx(80.0)
+
+
 # --- the server -----------------------------------------------------------------------------------
 
 
@@ -266,3 +274,76 @@ async def test_a_denial_is_told_to_who_asks_again_until_it_has_other_words(
     await custodian.until(lambda: len(custodian.wanted) == 2)
     await custodian.grant(1)
     assert (await again)[0] == 200
+
+
+async def reconnect(custodian: FakeCustodian) -> None:
+    """Cut the control connection, and let the enclave come back."""
+    await custodian.cut()
+    custodian.accepts = True
+    await custodian.until(lambda: bool(custodian.sockets))
+
+
+async def test_a_denial_made_while_the_connection_was_away_ends_the_wait(
+    enclave: RunningEnclave,
+) -> None:
+    """It comes with the welcome; the same words are not asked again in its stead."""
+    custodian = enclave.custodian
+    custodian.granted = custodian.left = 0
+    ask = {"Prefer": "wait=60", "Aigovtool_Reason": "urgent"}
+    waiting = asyncio.create_task(enclave.infer(**ask))
+    await custodian.until(lambda: len(custodian.wanted) == 1)
+    custodian.decided = (
+        MoreDecided(
+            consumer=custodian.alice.id,
+            approved=False,
+            credits=0,
+            reason="in May",
+            asked="urgent",
+            age_s=3.0,
+        ),
+    )
+    await reconnect(custodian)
+    async with asyncio.timeout(10):
+        status, answer, _ = await waiting
+    assert (status, answer["kind"]) == (429, "budget.denied")
+    assert "in May" in answer["error"]
+    other = asyncio.create_task(enclave.infer(**ask | {"Aigovtool_Reason": "very urgent"}))
+    await custodian.until(lambda: any(one.reason == "very urgent" for one in custodian.wanted))
+    assert [one.reason for one in custodian.wanted if one.waiting] == ["urgent", "very urgent"]
+    other.cancel()
+    await asyncio.wait({other})
+
+
+async def test_an_approval_made_while_the_connection_was_away_is_told(
+    enclave: RunningEnclave,
+) -> None:
+    custodian = enclave.custodian
+    custodian.granted = custodian.left = 0
+    waiting = asyncio.create_task(enclave.infer(Prefer="wait=60"))
+    await custodian.until(lambda: len(custodian.wanted) == 1)
+    custodian.granted = custodian.left = 1
+    custodian.decided = (
+        MoreDecided(
+            consumer=custodian.alice.id, approved=True, credits=1, reason="for once", age_s=3.0
+        ),
+    )
+    await reconnect(custodian)
+    async with asyncio.timeout(10):
+        assert (await waiting)[0] == 200
+    told = (await waiting_of(enclave, custodian.alice))["decided"]
+    assert (told["approved"], told["reason"]) == (True, "for once")
+    assert told["age_s"] >= 3.0
+
+
+async def test_whoever_decides_is_told_how_many_wait_by_now(enclave: RunningEnclave) -> None:
+    custodian = enclave.custodian
+    custodian.granted = custodian.left = 0
+    first, second = (asyncio.create_task(enclave.infer(Prefer="wait=60")) for _ in range(2))
+    await custodian.until(lambda: any(one.waiting == 2 for one in custodian.wanted))
+    second.cancel()
+    await custodian.until(lambda: custodian.wanted[-1].waiting == 1)
+    first.cancel()
+    await custodian.until(lambda: custodian.wanted[-1].waiting == 0)
+    assert custodian.wanted[-1].credits == 0
+    assert max(one.waited_s for one in custodian.wanted) > 0
+    await asyncio.wait({first, second})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aigovtool.client.session import AsyncClient, Result
     from aigovtool.errors import BudgetExhaustedError
     from aigovtool.wire.budget import BudgetView
+    from aigovtool.wire.control import MoreDecided
     from aigovtool.wire.tensors import Array
 
 MAX_KEY_FILE_BYTES = 4096
@@ -122,12 +123,23 @@ def query(
     from aigovtool.client.answer import read_answer
     from aigovtool.wire.receipt import to_header
 
+    decisions: list[MoreDecided] = []
+
+    def decided(decision: MoreDecided) -> None:
+        decisions.append(decision)
+        why = f": {decision.reason}" if decision.reason else ""
+        talk.print(f"the custodian granted {decision.credits} credits{why}", markup=False)
+
     async def ask() -> tuple[VerifiedEnclave, Result]:
         async with await _connect(address, manifest, api_key_file, folder) as session:
             arrays = _read(inputs, session)
             with _waiting() as on_wait:
                 answered = await session.infer(
-                    arrays, wait_s=math.inf if wait else 0.0, reason=reason, on_wait=on_wait
+                    arrays,
+                    wait_s=math.inf if wait else 0.0,
+                    reason=reason,
+                    on_wait=on_wait,
+                    on_decided=decided,
                 )
             return session.attestation, answered
 
@@ -141,6 +153,10 @@ def query(
                 "remaining": answered.remaining,
                 "cost": answered.receipt.receipt.cost,
                 "simulated": enclave.simulated,
+                "granted_while_waiting": [
+                    {"credits": decision.credits, "reason": decision.reason}
+                    for decision in decisions
+                ],
                 "model": {"name": model.name, "version": model.version},
                 "receipt": to_header(answered.receipt.signed),
             }

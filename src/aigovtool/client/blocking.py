@@ -23,6 +23,7 @@ from aigovtool.channel.judge import VerifiedEnclave
 from aigovtool.client.session import (
     ANSWER_TIMEOUT_S,
     AsyncClient,
+    OnDecided,
     OnWait,
     Result,
     connect_async,
@@ -68,6 +69,7 @@ class Client:
         wait_s: float = 0.0,
         reason: str | None = None,
         on_wait: OnWait | None = None,
+        on_decided: OnDecided | None = None,
     ) -> Result:
         """
         Run the model once.
@@ -79,12 +81,20 @@ class Client:
                 as it takes.
             reason: why more is needed; the custodian's operator reads it. At most 500 characters.
             on_wait: called, in the background thread, each time the query is found waiting.
+            on_decided: the same, when more was approved meanwhile; it has the person's reason.
 
         Raises:
             AIGovToolError: as `AsyncClient.infer`.
         """
         return self._loop.run(
-            self._client.infer(inputs, outputs, wait_s=wait_s, reason=reason, on_wait=on_wait)
+            self._client.infer(
+                inputs,
+                outputs,
+                wait_s=wait_s,
+                reason=reason,
+                on_wait=on_wait,
+                on_decided=on_decided,
+            )
         )
 
     def budget(self) -> BudgetView:

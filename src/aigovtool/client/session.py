@@ -46,6 +46,7 @@ from aigovtool.errors import (
 from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import decode
+from aigovtool.wire.control import MoreDecided
 from aigovtool.wire.headers import (
     BUDGET_PATH,
     REASON,
@@ -74,6 +75,7 @@ MAX_BUDGET_BYTES = 64 << 10
 MAX_WAITING_BYTES = 256 << 10
 FIRST_LOOK_S = 0.2  # at the place of a query that waits; then as often as the enclave says
 MAX_API_KEY_CHARACTERS = 512
+SAME_DECISION_S = 1.0  # two looks at one decision differ in its age by what they took
 
 _REMAINING = REMAINING.lower().encode()
 _RECEIPT = RECEIPT.lower().encode()
@@ -81,6 +83,7 @@ _REFUND = REFUND.lower().encode()
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 
 OnWait = Callable[[BudgetExhaustedError, float], None]
+OnDecided = Callable[[MoreDecided], None]
 """Called now and then while a query has to wait: why, with its `place` once that is known, and for
 how many seconds it has waited by now."""
 
@@ -146,6 +149,7 @@ class AsyncClient:
         wait_s: float = 0.0,
         reason: str | None = None,
         on_wait: OnWait | None = None,
+        on_decided: OnDecided | None = None,
     ) -> Result:
         """
         Run the model once. Each item of a batch costs one credit.
@@ -158,6 +162,8 @@ class AsyncClient:
             reason: in the caller's words, why more is needed; the custodian's operator reads it, so
                 it must not hold what only the enclave may see. At most 500 characters.
             on_wait: called each time the query is found waiting; its error has the `place`.
+            on_decided: called with what a person decided on the request for more while the query
+                waited, with its reason: an approval, before the answer. A denial is raised.
 
         Raises:
             BudgetExhaustedError: no credit is left, and none came in *wait_s*.
@@ -186,11 +192,16 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         begin_s = loop.time()
         hold_s = 0.0  # the first answer comes at once, so that whoever waits can be told
+        news = _News(on_wait, on_decided, begin_s)
         while True:
             asked_s = loop.time()
             try:
-                async with self._telling(key, on_wait if hold_s else None, begin_s):
-                    return await self._infer(body, headers, shapes, hold_s)
+                async with self._telling(key, news if hold_s else None):
+                    result = await self._infer(body, headers, shapes, hold_s)
+                if hold_s and on_decided is not None:
+                    with contextlib.suppress(AIGovToolError):  # the answer is here all the same
+                        news.decided((await self.waiting()).decided, loop.time())
+                return result
             except MoreDeniedError:
                 raise
             except BudgetExhaustedError as error:
@@ -238,21 +249,19 @@ class AsyncClient:
         return decode(body, WaitingView)
 
     @contextlib.asynccontextmanager
-    async def _telling(
-        self, key: str, on_wait: OnWait | None, begin_s: float
-    ) -> AsyncIterator[None]:
-        """Tell *on_wait*, for the length of the block, the place of the query with *key*."""
-        if on_wait is None:
+    async def _telling(self, key: str, news: _News | None) -> AsyncIterator[None]:
+        """Tell, for the length of the block, the place of the query with *key*, and decisions."""
+        if news is None or not news.wanted:
             yield
             return
-        telling = asyncio.create_task(self._tell(key, on_wait, begin_s))
+        telling = asyncio.create_task(self._tell(key, news))
         try:
             yield
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
 
-    async def _tell(self, key: str, on_wait: OnWait, begin_s: float) -> None:
+    async def _tell(self, key: str, news: _News) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(FIRST_LOOK_S)
         while True:
@@ -260,11 +269,10 @@ class AsyncClient:
                 view = await self.waiting()
             except AIGovToolError:
                 return  # the query itself says what is wrong
+            news.decided(view.decided, loop.time())
             for query in view.queries:
                 if query.key == key:
-                    place = (query.place, view.waiting)
-                    waits = BudgetExhaustedError("the query waits for credits", place=place)
-                    on_wait(waits, loop.time() - begin_s)
+                    news.waits((query.place, view.waiting), loop.time())
             await asyncio.sleep(max(FIRST_LOOK_S, view.again_s))
 
     async def aclose(self) -> None:
@@ -350,6 +358,38 @@ class AsyncClient:
             if (header := response.header(name)) is not None:
                 keep_or_warn(self._store, await receipt_of(header, enclave, self._channel))
         raise error
+
+
+class _News:
+    """What whoever waits is told: its place, and each decision that was made since, once."""
+
+    __slots__ = ("_begin_s", "_on_decided", "_on_wait", "_told_s")
+
+    def __init__(
+        self, on_wait: OnWait | None, on_decided: OnDecided | None, begin_s: float
+    ) -> None:
+        self._on_wait = on_wait
+        self._on_decided = on_decided
+        self._begin_s = begin_s
+        self._told_s = begin_s  # when the last decision was made that is known
+
+    @property
+    def wanted(self) -> bool:
+        return self._on_wait is not None or self._on_decided is not None
+
+    def waits(self, place: tuple[int, int], now_s: float) -> None:
+        if self._on_wait is not None:
+            waits = BudgetExhaustedError("the query waits for credits", place=place)
+            self._on_wait(waits, now_s - self._begin_s)
+
+    def decided(self, decision: MoreDecided | None, now_s: float) -> None:
+        """Tell of an approval; a denial ends the query with an error that says it."""
+        if decision is None or not decision.approved or self._on_decided is None:
+            return
+        made_s = now_s - decision.age_s
+        if made_s > self._told_s:
+            self._told_s = made_s + SAME_DECISION_S
+            self._on_decided(decision)
 
 
 async def connect_async(

@@ -3,7 +3,7 @@ Making credits: grants, refunds, and requests for more that a person decides on.
 
 Rule 1: a grant with an idempotency key is made once, however often it is asked for.
 Rule 2: a refund is a new grant that names its forfeited lease and a reason, once for each lease.
-Rule 3: a consumer has at most one open request; a second says nothing new and is not kept.
+Rule 3: a consumer has at most one open request; a second says how many wait by now, nothing else.
 Rule 4: what is granted to a consumer's own budget does not add to the loan's; an approved request
         does so as far as the loan lacks it, or the approval would be worth nothing.
 """
@@ -11,6 +11,7 @@ Rule 4: what is granted to a consumer's own budget does not add to the loan's; a
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime, timedelta
 from typing import Any
 
 from aigovtool.custodian.ledger import (
@@ -32,6 +33,7 @@ from aigovtool.custodian.records import (
     MoreRequest,
     RequestId,
     RequestState,
+    Waiting,
 )
 from aigovtool.custodian.settling import Books
 from aigovtool.errors import ConflictError, MalformedError, NotFoundError, RefusedError
@@ -40,6 +42,8 @@ from aigovtool.wire.control import CreditsFreed, MoreDecided, MoreWanted
 from aigovtool.wire.words import plain
 
 MAX_REQUEST_CREDITS = 1 << 40  # what a consumer may ask for; a person reads it
+MAX_WAITING = 1 << 32  # queries at one enclave, which bounds them far below
+MAX_WAITED_S = 366 * 86_400
 _OVER = frozenset({LoanState.EXPIRED, LoanState.CLOSED})
 
 
@@ -187,24 +191,32 @@ class Grants:
             )
             return loan_of(entry.tx, loan.loan)
 
-    def want_more(self, session_id: SessionId, wanted: MoreWanted) -> RequestId:
+    def want_more(self, session_id: SessionId, wanted: MoreWanted) -> RequestId | None:
         """
-        Keep a consumer's request for more, or find the one that is open.
+        Keep a consumer's request for more, or note who waits for the one that is open.
+
+        Returns:
+            The request; None when nobody waits any more, and none is open.
 
         Raises:
             NotFoundError: no such session, or consumer of its loan.
-            MalformedError: not a number of credits that one may ask for.
+            MalformedError: not a number of credits that one may ask for, or of who waits.
             RefusedError: the session has ended, or the consumer is blocked.
         """
-        check_credits(wanted.credits)
+        if wanted.waiting:
+            check_credits(wanted.credits)
         with self._ledger.write() as entry:
+            waiting = _waiting(wanted, entry.now)
             session = session_of(entry.tx, session_id)
             consumer = _member(entry, session.loan, wanted.consumer)
             if session.state is not SessionState.LIVE or consumer.blocked:
                 raise RefusedError("nothing can be asked for by an ended session or blocked key")
             found = entry.tx.open_request_of_consumer(session.loan, wanted.consumer)
             if found is not None:
+                entry.tx.set_waiting(found.request, session_id, waiting)
                 return found.request
+            if not wanted.waiting:
+                return None
             request = open_request(
                 entry,
                 actor=session_id,
@@ -215,6 +227,7 @@ class Grants:
                 reason=wanted.reason,
                 waiting=wanted.waiting,
             )
+            entry.tx.set_waiting(request.request, session_id, waiting)
             return request.request
 
     def approve(
@@ -324,6 +337,19 @@ class Grants:
             left=books.account.left,
         )
         _tell_freed(entry, books, row.loan, roster=row.consumer is not None)
+
+
+def _waiting(wanted: MoreWanted, now: datetime) -> Waiting:
+    """Return who waits at an enclave; raises MalformedError for numbers that cannot be."""
+    if not (0 <= wanted.waiting <= MAX_WAITING and 0 <= wanted.waited_s <= MAX_WAITED_S):
+        raise MalformedError(
+            "not a number of queries that wait, or a time",
+            expected=f"0 to {MAX_WAITING}, and at most {MAX_WAITED_S} s",
+            came=f"{wanted.waiting}, {wanted.waited_s} s",
+        )
+    if not wanted.waiting:
+        return Waiting()
+    return Waiting(wanted.waiting, now - timedelta(seconds=wanted.waited_s))
 
 
 def _tell_freed(entry: Entry, books: Books, loan: LoanId, *, roster: bool) -> None:

@@ -426,6 +426,14 @@ class MoreRequest:
     borrower: BorrowerId | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Queries that wait for what a request asks, and since when the first of them does."""
+
+    queries: int = 0
+    since: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Borrower:
     """A token with which a borrower reads its loan and asks for more; `revoked` ends it."""

@@ -251,7 +251,7 @@ class Conversation:
             self._wakeup.clear()
             if (report := renewal.due(self._clock.monotonic_s())) is not None:
                 await socket.send(report)
-            for more in renewal.more_due():
+            for more in renewal.more_due(self._clock.monotonic_s()):
                 await socket.send(more)
             now_s = self._clock.monotonic_s()
             with contextlib.suppress(TimeoutError):

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from aigovtool.ids import ConsumerId
 from aigovtool.wire.control import MoreDecided
 
@@ -41,11 +43,11 @@ class Decisions:
             self._told[decision.consumer] = _Told(decision, until_s)
 
     def last(self, consumer: ConsumerId, now_s: float) -> MoreDecided | None:
-        """Return the last decision on *consumer*, while it is told."""
+        """Return the last decision on *consumer*, while it is told; its age is that at *now_s*."""
         told = self._told.get(consumer)
         if told is None or now_s >= told.until_s:
             return None
-        return told.decision
+        return msgspec.structs.replace(told.decision, age_s=TOLD_S - (told.until_s - now_s))
 
     def denial(self, consumer: ConsumerId, reason: str | None, now_s: float) -> MoreDecided | None:
         """

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave.asking import Asking
 from aigovtool.enclave.decisions import Decisions
 from aigovtool.enclave.demand import Demand
 from aigovtool.enclave.limits import LocalLimits, too_fast
@@ -112,8 +113,7 @@ class Renewal:
         self._rated_until_s: dict[ConsumerId, float] = {}
         self._refused = 0
         self._suspended = False  # the custodian is shutting down
-        self._asked_for_more: set[ConsumerId] = set()
-        self._more: list[MoreWanted] = []
+        self.asking = Asking(queue)
         self._viewers: list[asyncio.Future[None]] = []
         self.meter = till.meter
         self.standing = Standing(till.meter, self._settlements)
@@ -161,7 +161,12 @@ class Renewal:
         """
         self._settlements.add(self.meter.close_expired(now_s))
         waiter: Waiter[Paid] = Waiter(
-            consumer=consumer, cost=cost, patient=patience_s > 0, reason=reason, key=key
+            consumer=consumer,
+            cost=cost,
+            patient=patience_s > 0,
+            reason=reason,
+            key=key,
+            since_s=now_s,
         )
         if self._fits_no_lease(waiter):
             raise self._too_large(waiter)
@@ -176,7 +181,7 @@ class Renewal:
             if not waiter.patient:
                 raise self._exhausted(waiter)
         self.queue.add(waiter)
-        self._consider(waiter)
+        self._consider(waiter, now_s)
         self._wake()
         try:
             async with asyncio.timeout(max(patience_s, lease_wait_s)):
@@ -191,6 +196,8 @@ class Renewal:
             raise
         finally:
             self.queue.leave(waiter)
+            if consumer in self.asking:
+                self._wake()  # whoever decides is told that one waits less
             if waiter.paid.done() and not waiter.paid.cancelled():
                 waiter.paid.exception()  # it was seen, whether or not anyone is still here
 
@@ -245,10 +252,9 @@ class Renewal:
         self._sent = _Sent(report, now_s, asked if want is not None else ())
         return report
 
-    def more_due(self) -> list[MoreWanted]:
-        """Return the consumers' requests for more that must be sent now."""
-        more, self._more = (self._more, []) if self.connected else ([], self._more)
-        return more
+    def more_due(self, now_s: float) -> list[MoreWanted]:
+        """Return what must be sent now of the consumers' requests for more."""
+        return self.asking.due(now_s) if self.connected else []
 
     def wake_at(self, now_s: float) -> float:
         """Return when `due` must be asked again if nothing happens until then."""
@@ -260,6 +266,8 @@ class Renewal:
             if any(self._short(waiter) for waiter in self.queue):
                 again.append(self._look_s)
             times += [at for at in again if at > now_s]
+        if self._leasing:  # nothing more is asked of a custodian that shuts down, or at the end
+            times.append(self.asking.wake_at())
         return min(times)
 
     # --- events from the custodian ---------------------------------------------------------------
@@ -277,7 +285,7 @@ class Renewal:
         for decision in welcome.decided:
             self.decisions.heard(decision, now_s)
         for waiter in self.queue:
-            self._consider(waiter)
+            self._consider(waiter, now_s)
 
     @property
     def unanswered(self) -> Report | None:
@@ -287,7 +295,7 @@ class Renewal:
     def lost(self) -> None:
         """The connection is gone: live leases serve on until they expire."""
         self.connected = False
-        self._asked_for_more.clear()  # who knows whether that arrived
+        self.asking.lost()
         self._release_viewers()
 
     def answered(self, answer: ReportAnswer, now_s: float) -> None:
@@ -320,7 +328,7 @@ class Renewal:
             over = {who for who, after_s in answer.lease.ends_s.items() if after_s <= 0}
             if over:
                 self.queue.fail_all(lambda one: expired() if one.consumer in over else None)
-            self._asked_for_more.clear()
+            self.asking.answered()
         elif sent.report.want is not None and not self.standing.loan_is_used_up:
             self._ask_again_s = now_s + max(ASK_AGAIN_S, answer.rate_wait_s)
         if sent.report.want is not None:
@@ -329,7 +337,7 @@ class Renewal:
         self._settlements.add(self.meter.close_expired(now_s))  # a lease may come after its time
         self._serve(now_s)
         for waiter in self.queue:
-            self._consider(waiter)
+            self._consider(waiter, now_s)
         self._release_viewers()
         self._wake()
 
@@ -360,25 +368,21 @@ class Renewal:
         self.standing.freed(left)
         self._ask_again_s = -math.inf
         if left:
-            self._asked_for_more.clear()
+            self.asking.answered()
         self._wake()
 
     def set_roster(self, roster: Iterable[RosterEntry]) -> None:
         """Consumers are now these; what is left of their own budgets is known anew."""
-        self._asked_for_more -= self.standing.set_roster(roster)
+        self.asking.answered(self.standing.set_roster(roster))
         self._wake()
 
     def decided(self, decision: MoreDecided, now_s: float) -> None:
         """A person decided on a consumer's wish: a denial ends the wait, credits come by push."""
         self.decisions.heard(decision, now_s)
-        self._asked_for_more.discard(decision.consumer)
+        self.asking.decided(decision.consumer)
         if not decision.approved:
             for waiter in self.queue.of(decision.consumer):
                 self.queue.fail(waiter, self._denied(decision))
-
-    def has_asked_for(self, consumer: ConsumerId) -> bool:
-        """Whether a person has been asked for more for *consumer*, and not yet answered."""
-        return consumer in self._asked_for_more
 
     def suspend(self) -> None:
         """The custodian shuts down: give everything back, and serve nothing until it is back."""
@@ -492,7 +496,7 @@ class Renewal:
             return False
         return self.standing.lacks(waiter.consumer, waiter.cost)
 
-    def _consider(self, waiter: Waiter[Paid]) -> None:
+    def _consider(self, waiter: Waiter[Paid], now_s: float) -> None:
         """Decide for a waiter for whom there is too little: swap, ask a person, or give up."""
         if self._fits_no_lease(waiter):
             self.queue.fail(waiter, self._too_large(waiter))
@@ -504,20 +508,10 @@ class Renewal:
             self.give_back()
         elif not waiter.patient:
             self.queue.fail(waiter, self._exhausted(waiter))
-        elif waiter.consumer not in self._asked_for_more:
-            self._asked_for_more.add(waiter.consumer)
-            first, *_ = own = self.queue.of(waiter.consumer)
-            place = self.queue.place(first)
-            self._more.append(
-                MoreWanted(
-                    consumer=waiter.consumer,
-                    credits=sum(one.cost for one in own),
-                    reason=waiter.reason,
-                    waiting=len(own),
-                    place=place.place if place is not None else 1,
-                    waiting_in_all=len(self.queue),
-                )
-            )
+        elif denial := self.decisions.denial(waiter.consumer, waiter.reason, now_s):
+            self.queue.fail(waiter, self._denied(denial))  # it came while we were not connected
+        else:
+            self.asking.ask(waiter.consumer, waiter.reason)
 
     def _may_swap(self, waiter: Waiter[Paid]) -> bool:
         """

@@ -48,6 +48,7 @@ class Waiter(Generic[T]):
         patient: whether it waits for credits that do not exist yet (``Prefer: wait``).
         reason: why its consumer needs more, in the consumer's words; empty for none.
         key: its Idempotency-Key, by which its consumer knows it; empty for none.
+        since_s: when it came, on the monotonic clock.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Waiter(Generic[T]):
         "paid",
         "patient",
         "reason",
+        "since_s",
         "start",
         "swapped",
     )
@@ -70,12 +72,14 @@ class Waiter(Generic[T]):
         patient: bool,
         reason: str = "",
         key: str = "",
+        since_s: float = 0.0,
     ) -> None:
         self.consumer = consumer
         self.cost = cost
         self.patient = patient
         self.reason = reason
         self.key = key
+        self.since_s = since_s
         self.looked = False  # the custodian was asked how much there is, for its sake
         self.swapped = False  # leases were given back for its sake, once
         self.start = (0, 0)  # in cost, then by arrival; set by the queue

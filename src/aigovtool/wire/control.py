@@ -138,11 +138,12 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
 class MoreWanted(Message, frozen=True, kw_only=True, tag="more-wanted"):
     """
     The budget is used up; a consumer asks for more, in its own words. Sent again, it says how it
-    stands by now.
+    stands by now, and changes nothing else of the request that is open.
 
     Args:
         credits: that its waiting queries cost together.
-        waiting: how many of them there are.
+        waiting: how many of them there are; with none nothing is asked for.
+        waited_s: how long the first of them has waited.
         place: of the first of them, from 1, among all that wait at the enclave.
         waiting_in_all: how many these are.
     """
@@ -151,6 +152,7 @@ class MoreWanted(Message, frozen=True, kw_only=True, tag="more-wanted"):
     credits: int
     reason: str
     waiting: int = 1
+    waited_s: float = 0.0
     place: int = 1
     waiting_in_all: int = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from aigovtool.cli.custodian.remote import (
     with_remote,
 )
 from aigovtool.cli.output import exits, json_option
+
+if TYPE_CHECKING:
+    from aigovtool.custodian.api import views
 
 
 class Credits(click.IntRange):
@@ -230,7 +233,7 @@ def request_approve(
         {"credits": credits, "reason": reason},
         views.RequestView,
     )
-    show(decided, f"approved: {decided.granted} credits", as_json=as_json)
+    show(decided, f"approved: {decided.granted} credits{_for_whom(decided)}", as_json=as_json)
 
 
 @request.command("deny")
@@ -246,4 +249,13 @@ def request_deny(request: str, reason: str, remote: Remote, as_json: bool) -> No
     decided = remote.client().post(
         f"{V1}/requests/{request}/deny", {"reason": reason}, views.RequestView
     )
-    show(decided, "denied", as_json=as_json)
+    show(decided, f"denied{_for_whom(decided)}", as_json=as_json)
+
+
+def _for_whom(decided: views.RequestView) -> str:
+    """Say who waited for a decision."""
+    if decided.waiting_since is None:
+        return ""
+    queries = "1 query" if decided.waiting == 1 else f"{decided.waiting} queries"
+    since = f"{decided.waiting_since:%Y-%m-%d %H:%M:%S} UTC"
+    return f"; {queries} of {decided.consumer} waited since {since}"

@@ -216,12 +216,13 @@ def leases(found: Sequence[views.LeaseView]) -> Table:
 def requests(found: Sequence[views.RequestView]) -> Table:
     return table(
         "",
-        ["request", "consumer", "state", "credits", "granted", "reason", "decision"],
+        ["request", "consumer", "state", "waiting", "credits", "granted", "reason", "decision"],
         [
             [
                 one.request,
                 one.consumer or "the borrower",
                 one.state,
+                _waiting(one) if one.decided is None else "",
                 one.credits,
                 one.granted,
                 one.reason,
@@ -230,6 +231,13 @@ def requests(found: Sequence[views.RequestView]) -> Table:
             for one in found
         ],
     )
+
+
+def _waiting(one: views.RequestView) -> str:
+    """Say how many queries wait for a request, and since when."""
+    if one.waiting_since is None:
+        return "none"
+    return f"{one.waiting} since {one.waiting_since:%Y-%m-%d %H:%M:%S}"
 
 
 def borrowers(found: Sequence[views.BorrowerView]) -> Table:

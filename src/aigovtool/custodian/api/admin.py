@@ -35,6 +35,7 @@ from aigovtool.custodian.reconciling import Reconciled
 from aigovtool.custodian.records import (
     BorrowerId,
     Loan,
+    MoreRequest,
     RequestId,
     RequestState,
     Webhook,
@@ -166,7 +167,7 @@ class AdminDoor:
         return await self._of_loans(
             request,
             lambda tx, loan, rows: (
-                views.request_view(one)
+                views.request_view(tx, one)
                 for one in tx.requests_of_loan(loan, rows)
                 if one.consumer is None or not own_only
             ),
@@ -267,7 +268,7 @@ class AdminDoor:
                 loans=tuple(views.consumption_view(tx, loan, now) for loan in loans),
                 enclaves={loan.loan: tx.count_connected_sessions(loan.loan) for loan in loans},
                 requests=tuple(
-                    views.request_view(request)
+                    views.request_view(tx, request)
                     for loan in loans
                     for request in tx.requests_of_loan(loan.loan, DEFAULT_ROWS)
                     if request.state is RequestState.OPEN
@@ -466,7 +467,7 @@ class AdminDoor:
         wanted = await _body(request, views.Approval)
         name = RequestId(request.path_params["request"])
         return await self._do(
-            lambda: views.request_view(
+            lambda: self._request_view(
                 self._app.grants.approve(
                     name, actor=ADMIN, credits=wanted.credits, reason=wanted.reason
                 )
@@ -477,7 +478,7 @@ class AdminDoor:
         why = await _body(request, views.Why)
         name = RequestId(request.path_params["request"])
         return await self._do(
-            lambda: views.request_view(self._app.grants.deny(name, actor=ADMIN, reason=why.reason))
+            lambda: self._request_view(self._app.grants.deny(name, actor=ADMIN, reason=why.reason))
         )
 
     # --- webhooks ----------------------------------------------------------------------------
@@ -548,7 +549,7 @@ class AdminDoor:
             )
         wanted = decode(await read_body(request, MAX_BODY_BYTES), views.Ask)
         return await self._do(
-            lambda: views.request_view(
+            lambda: self._request_view(
                 self._app.borrowers.ask(borrower, wanted.credits, reason=wanted.reason)
             )
         )
@@ -584,6 +585,10 @@ class AdminDoor:
     def _view(self, loan: Loan) -> views.LoanView:
         with self._app.ledger.read() as tx:
             return views.loan_view(tx, loan, self._app.clock.now())
+
+    def _request_view(self, request: MoreRequest) -> views.RequestView:
+        with self._app.ledger.read() as tx:
+            return views.request_view(tx, request)
 
     def _named(self, loan: str | None) -> LoanId:
         if loan:

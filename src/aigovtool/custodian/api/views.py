@@ -239,7 +239,12 @@ class GrantView(Struct, frozen=True, kw_only=True):
 
 
 class RequestView(Struct, frozen=True, kw_only=True):
-    """A request for more, of a consumer or (`consumer` null) of the borrower by a token."""
+    """
+    A request for more, of a consumer or (`consumer` null) of the borrower by a token.
+
+    While it is open, `waiting` says how many of the consumer's queries wait for it at all enclaves
+    by now, and `waiting_since` when the first of them came; after that, how it was when decided.
+    """
 
     request: str
     loan: str
@@ -252,6 +257,8 @@ class RequestView(Struct, frozen=True, kw_only=True):
     decision_reason: str
     created: datetime
     decided: datetime | None
+    waiting: int
+    waiting_since: datetime | None
 
 
 class BorrowerView(Struct, frozen=True, kw_only=True):
@@ -675,7 +682,8 @@ def grant_view(grant: GrantRow) -> GrantView:
     )
 
 
-def request_view(request: MoreRequest) -> RequestView:
+def request_view(tx: Reading, request: MoreRequest) -> RequestView:
+    waiting = tx.waiting_of_request(request.request)
     return RequestView(
         request=request.request,
         loan=request.loan,
@@ -688,6 +696,8 @@ def request_view(request: MoreRequest) -> RequestView:
         decision_reason=request.decision_reason,
         created=request.created,
         decided=request.decided,
+        waiting=waiting.queries,
+        waiting_since=waiting.since,
     )
 
 

@@ -57,6 +57,7 @@ from aigovtool.custodian.records import (
     Standing,
     StopProofRow,
     ToldGrant,
+    Waiting,
     Webhook,
     WebhookId,
 )
@@ -208,6 +209,10 @@ class Reading(Protocol):
     def count_open_requests(self, loan: LoanId) -> int: ...
     def open_request_of_borrower(self, loan: LoanId) -> MoreRequest | None: ...
     def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]: ...
+
+    def waiting_of_request(self, request: RequestId) -> Waiting:
+        """Return who waits for it in living sessions, as they last said."""
+        ...
 
     def webhooks(self) -> Sequence[Webhook]:
         """Return those that were not removed."""
@@ -417,6 +422,10 @@ class Writing(Reading, Protocol):
 
     def set_request_decision(self, row: MoreRequest) -> None:
         """Write what was decided; raises ConflictError when that was done before."""
+        ...
+
+    def set_waiting(self, request: RequestId, session: SessionId, waiting: Waiting) -> None:
+        """Note what *session* says of who waits there; with none, forget what it said."""
         ...
 
     def insert_webhook(self, row: Webhook) -> None: ...

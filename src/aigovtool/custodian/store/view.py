@@ -43,6 +43,7 @@ from aigovtool.custodian.records import (
     Standing,
     StopProofRow,
     ToldGrant,
+    Waiting,
     Webhook,
     WebhookId,
 )
@@ -328,6 +329,10 @@ class View(ABC):
     def requests_of_loan(self, loan: LoanId, limit: int) -> Sequence[MoreRequest]:
         found = self._all("requests_of_loan", loan=loan, limit=limit)
         return [rows.request_of(row) for row in found]
+
+    def waiting_of_request(self, request: RequestId) -> Waiting:
+        row = self._just_one("waiting_of_request", request=request)
+        return Waiting(int(row["queries"]), rows.from_us_or_none(row["since_us"]))
 
     def stop_proof(self, session: SessionId) -> StopProofRow | None:
         row = self._one("stop_proof", session=session)
@@ -641,6 +646,18 @@ class View(ABC):
 
     def insert_request(self, row: MoreRequest) -> None:
         self._run("insert_request", **rows.request_values(row))
+
+    def set_waiting(self, request: RequestId, session: SessionId, waiting: Waiting) -> None:
+        if waiting.since is None or not waiting.queries:
+            self._run("drop_waiting", request=request, session=session)
+            return
+        self._run(
+            "set_waiting",
+            request=request,
+            session=session,
+            queries=waiting.queries,
+            since_us=rows.to_us(waiting.since),
+        )
 
     def set_request_decision(self, row: MoreRequest) -> None:
         self._change(

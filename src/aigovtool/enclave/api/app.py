@@ -214,7 +214,7 @@ class Api:
                     if place is not None
                 ),
                 limited=session.turnstile.waiting(consumer),
-                asked=renewal.has_asked_for(consumer),
+                asked=consumer in renewal.asking,
                 decided=renewal.decisions.last(consumer, self._clock.monotonic_s()),
                 again_s=max(LOOK_AGAIN_S, len(queue) / LOOKS_PER_S),
             )

@@ -586,6 +586,25 @@ UPDATE requests SET state = :state, granted = :granted, decision_reason = :decis
     decided_us = :decided_us
 WHERE request = :request AND state = 'open';
 
+-- name: waiting_of_request
+-- How many queries wait for what it asks, in living sessions, and since when the first one does;
+-- once it is decided, how that was then.
+SELECT COALESCE(SUM(waiting.queries), 0) AS queries, MIN(waiting.since_us) AS since_us
+FROM waiting JOIN sessions ON sessions.session = waiting.session
+    JOIN requests ON requests.request = waiting.request
+WHERE waiting.request = :request AND (sessions.state = 'live' OR requests.state <> 'open');
+
+-- name: set_waiting
+-- What a session said last of who waits there.
+INSERT INTO waiting (request, session, queries, since_us)
+VALUES (:request, :session, :queries, :since_us)
+ON CONFLICT (request, session) DO UPDATE SET queries = excluded.queries,
+    since_us = excluded.since_us;
+
+-- name: drop_waiting
+-- Nobody waits there any more.
+DELETE FROM waiting WHERE request = :request AND session = :session;
+
 -- name: insert_stop_proof
 -- Keep a proof of wiping as it came.
 INSERT INTO stop_proofs (session, payload, signature, received_us)
