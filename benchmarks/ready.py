@@ -28,15 +28,18 @@ WIDTH = 2048  # a weight matrix of it is 16 MiB
 LOAD_PLAIN = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
 
 
-def make_model(path: Path, size_mib: int) -> None:
-    """Write a model of about *size_mib* MiB of weights; 0 gives a tiny one."""
+def make_model(path: Path, size_mib: int, *, external: bool = False) -> None:
+    """Write a model of some *size_mib* MiB of weights, beside it if *external*; 0 is tiny."""
     dice = np.random.default_rng(1)
     layers = max(1, size_mib // 16)
     width = WIDTH if size_mib else 8
-    weights = [
-        numpy_helper.from_array(dice.random((width, width), np.float32), f"w{n}")
-        for n in range(layers)
-    ]
+    names = [f"w{n}" for n in range(layers)]
+    if external:
+        weights = [_written(path.with_suffix(".bin"), name, width, dice) for name in names]
+    else:
+        weights = [
+            numpy_helper.from_array(dice.random((width, width), np.float32), name) for name in names
+        ]
     nodes = [helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"x{n + 1}"]) for n in range(layers)]
     graph = helper.make_graph(
         nodes,
@@ -47,6 +50,18 @@ def make_model(path: Path, size_mib: int) -> None:
     )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+def _written(path: Path, name: str, width: int, dice: np.random.Generator) -> TensorProto:
+    """Append a matrix to a file of external data; return the tensor that refers to it."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[width, width])
+    tensor.data_location = TensorProto.EXTERNAL
+    with path.open("ab") as file:
+        places = {"location": path.name, "offset": file.tell(), "length": 4 * width * width}
+        dice.random((width, width), np.float32).tofile(file)
+    for key, value in places.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def measure(size_mib: int, rounds: int) -> dict[str, float]:

@@ -16,7 +16,13 @@ import click
 from aigovtool.attestation.evidence import Tee
 from aigovtool.cli.output import exits, json_option, print_json, talk, warn_simulated
 from aigovtool.enclave.attester.base import ATTESTED
-from aigovtool.enclave.config import DEFAULT_COMPUTE_THREADS, DEFAULT_LISTEN, EnclaveConfig, Limits
+from aigovtool.enclave.config import (
+    DEFAULT_COMPUTE_THREADS,
+    DEFAULT_LISTEN,
+    DEFAULT_PACKED_BYTES,
+    EnclaveConfig,
+    Limits,
+)
 from aigovtool.telemetry.logs import FORMATS, configure
 from aigovtool.telemetry.traces import tracing
 
@@ -104,6 +110,13 @@ def enclave() -> None:
     help="Threads that one computation may use; 0 leaves it to the runtime.",
 )
 @_option(
+    "--packed-bytes",
+    type=click.IntRange(min=0),
+    default=DEFAULT_PACKED_BYTES,
+    show_default=True,
+    help="Up to this size a model's weights are kept twice: faster for many rows at once.",
+)
+@_option(
     "--fetch-endorsements/--no-fetch-endorsements",
     default=True,
     show_default=True,
@@ -150,6 +163,7 @@ def serve(
     cache: Path | None,
     compute_threads: int | None,
     intra_op_threads: int,
+    packed_bytes: int,
     fetch_endorsements: bool,
     pccs: str | None,
     endorsements_cache: Path | None,
@@ -186,6 +200,7 @@ def serve(
         cache=cache,
         compute_threads=compute_threads or DEFAULT_COMPUTE_THREADS,
         intra_op_threads=intra_op_threads,
+        packed_bytes=packed_bytes,
         fetch_endorsements=fetch_endorsements,
         pccs=pccs,
         endorsements_cache=endorsements_cache,

@@ -16,6 +16,7 @@ import onnxruntime
 from aigovtool.errors import ConfigurationError, MalformedError
 from aigovtool.sealing.interface import ModelInterface
 from aigovtool.sealing.manifest import ModelSignature, TensorSpec
+from aigovtool.sealing.protobuf import DELIMITED, fields
 from aigovtool.sealing.seal import SourceFile
 from aigovtool.sealing.signature import derive_interface, onnx_datatype, onnx_shape
 
@@ -100,7 +101,7 @@ def source_files(path: Path) -> list[SourceFile]:
         raise ConfigurationError(
             f"cannot read the model file {path}", code="model.file", came=error.strerror
         ) from None
-    except (ValueError, IndexError):
+    except (ValueError, MalformedError):
         raise MalformedError(f"{path} is not an ONNX model", code="model.onnx") from None
     for name in names:
         if Path(name).name != name:
@@ -118,44 +119,18 @@ def _locations(message: memoryview, kind: int, depth: int) -> Iterator[str]:
     if depth > MAX_DEPTH:
         raise ValueError
     children = _CHILDREN[kind]
-    for number, value in _fields(message):
+    for number, value in _values(message):
         child = children.get(number)
         if child == _ENTRY:
-            entry = dict(_fields(value))
+            entry = dict(_values(value))
             if bytes(entry.get(1, b"")) == b"location":
                 yield bytes(entry.get(2, b"")).decode()
         elif child is not None:
             yield from _locations(value, child, depth + 1)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _values(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield the length-delimited fields of a message; skip the others."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        match tag & 7:
-            case 0:
-                _, at = _varint(message, at)
-            case 1:
-                at += 8
-            case 2:
-                size, at = _varint(message, at)
-                if at + size > len(message):
-                    raise ValueError
-                yield tag >> 3, message[at : at + size]
-                at += size
-            case 5:
-                at += 4
-            case _:
-                raise ValueError
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError
+    for field in fields(message):
+        if field.wire == DELIMITED:
+            yield field.number, message[field.value : field.end]

@@ -116,6 +116,7 @@ async def serve(
                     source=client,
                     cache=BodyCache(config.cache),
                     intra_op_threads=config.intra_op_threads,
+                    packed_bytes=config.packed_bytes,
                     progress=progress,
                 ),
                 attester=complete,

@@ -14,6 +14,7 @@ DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and the
 
 MIN_TOKEN_CHARACTERS = 20
 DEFAULT_COMPUTE_THREADS = os.cpu_count() or 1
+DEFAULT_PACKED_BYTES = 128 << 20  # so the enclave's memory stays below 1.3 models and 200 MB
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +83,8 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         cache: folder for ciphertext of models, or None to fetch it at every start.
         compute_threads: queries computed at once.
         intra_op_threads: threads that one computation may use, 0 for the runtime's choice.
+        packed_bytes: models of at most this size get a second copy of their weights, packed as the
+            runtime's kernels read them; larger ones are computed from where they were decrypted.
         fetch_endorsements: ask the TEE's vendor for what it says of this platform; kinds that bring
             everything, the simulated one too, ask nobody.
         pccs: address of a PCCS to ask instead of Intel, or None.
@@ -95,6 +98,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cache: Path | None = None
     compute_threads: int = DEFAULT_COMPUTE_THREADS
     intra_op_threads: int = 0
+    packed_bytes: int = DEFAULT_PACKED_BYTES
     fetch_endorsements: bool = True
     pccs: str | None = None
     endorsements_cache: Path | None = None

@@ -54,6 +54,7 @@ class Enclave:
         self._past_receipts = 0  # of sessions that are over
         self._on_ready = on_ready
         self._loading: asyncio.Task[TensorModel] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._wiped: datetime | None = None
 
     # --- for the API ----------------------------------------------------------------------------
@@ -93,7 +94,7 @@ class Enclave:
         self._past_receipts = self.receipts
         self.sessions += 1
         self.session, self._loading = session, loading
-        self.cancelled, self._wiped = 0, None
+        self.cancelled, self._closing, self._wiped = 0, None, None
 
     def loaded(self, session: Session, model: TensorModel) -> None:
         """The model is loaded: serve, once the custodian has said for whom."""
@@ -151,13 +152,20 @@ class Enclave:
             self._loading = None
         await self.flights.idle()
         if self.session is not None and self.session.model is not None:
-            self.session.model.close()
-            self.session.model = None
-            _log.warning("key and model are wiped", extra=event("enclave.wiped"))
+            model, self.session.model = self.session.model, None
+            self._closing = asyncio.create_task(_close(model))
+        if self._closing is not None:
+            await asyncio.shield(self._closing)  # a caller may be cancelled while it waits
         return_freed_memory()
         if self._wiped is None:
             self._wiped = self.clock.now()
         return self._wiped
+
+
+async def _close(model: TensorModel) -> None:
+    # on a thread: overwriting gigabytes takes a moment, in which others want answers
+    await asyncio.to_thread(model.close)
+    _log.warning("key and model are wiped", extra=event("enclave.wiped"))
 
 
 def _same(error: AIGovToolError) -> AIGovToolError:

@@ -1,8 +1,8 @@
 """
 From a signed manifest and a content key to a model that answers.
 
-Rule 1: plaintext exists in memory only, and only where the runtime takes it from; that memory is
-        overwritten as soon as the runtime has loaded.
+Rule 1: plaintext exists in memory only, and once: the runtime computes from where it was decrypted.
+        That memory is overwritten when the model is closed, or at once if the runtime copied it.
 Rule 2: a download that is cut goes on where it was cut; ciphertext is cached if there is a place.
 Rule 3: cached bytes that do not authenticate are fetched anew, once; then the fault is elsewhere.
 Rule 4: loading can be cancelled; what was decrypted is overwritten before `load` ends.
@@ -21,7 +21,8 @@ from typing import Protocol
 from aigovtool.enclave.backoff import Backoff
 from aigovtool.enclave.cache import BodyCache
 from aigovtool.enclave.runtime.onnx import OnnxModel
-from aigovtool.enclave.secret_bytes import writable_bytes
+from aigovtool.enclave.runtime.weights import lend_weights
+from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.errors import MalformedError, UnavailableError, VerificationError
 from aigovtool.sealing.chunked import Source
 from aigovtool.sealing.manifest import FileEntry, VerifiedManifest
@@ -64,6 +65,7 @@ class Loader:
         source: gives sealed bodies.
         cache: keeps them.
         intra_op_threads: for the runtime, 0 for its own choice.
+        packed_bytes: larger models get no second copy of their weights.
         progress: is told how it goes.
     """
 
@@ -73,11 +75,13 @@ class Loader:
         source: BodySource,
         cache: BodyCache,
         intra_op_threads: int,
+        packed_bytes: int,
         progress: Progress,
     ) -> None:
         self._source = source
         self._cache = cache
         self._intra_op_threads = intra_op_threads
+        self._packed_bytes = packed_bytes
         self._progress = progress
 
     async def load(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
@@ -202,29 +206,39 @@ class Loader:
         self, source: Source, verified: VerifiedManifest, content_key: bytes
     ) -> OnnxModel:
         manifest = verified.manifest
-        entry = b""
+        memory: dict[str, memoryview] = {}
 
         def allocate(file: FileEntry) -> memoryview:
-            nonlocal entry
-            if file.name != manifest.entry:
-                return anonymous_memory(file.size)
-            entry, view = writable_bytes(file.size)
-            return view
+            memory[file.name] = anonymous_memory(file.size)
+            return memory[file.name]
 
         unsealed = unseal_into(
             source, verified, content_key, allocate=allocate, progress=self._progress.at
         )
         try:
             unsealed.confirm()
-            external = {
-                name: view for name, view in unsealed.files.items() if name != manifest.entry
-            }
-            return OnnxModel.load(
-                manifest, entry, external, intra_op_threads=self._intra_op_threads
-            )
-        finally:
-            external = {}
+            files = dict(unsealed.files)
+            graph, lent = lend_weights(memory.pop(manifest.entry), manifest.entry)
+            memory.clear()
+            if not lent:
+                del files[manifest.entry]
+            try:
+                model = OnnxModel.load(
+                    manifest,
+                    graph,
+                    files,
+                    intra_op_threads=self._intra_op_threads,
+                    packed=manifest.plaintext_size <= self._packed_bytes,
+                    wipe=unsealed.wipe,
+                )
+            finally:
+                overwrite(graph)
+        except BaseException:
             unsealed.wipe()
+            raise
+        if not files:
+            unsealed.wipe()  # the runtime has copied the graph, and nothing else was lent
+        return model
 
 
 def _write_all(stream: io.FileIO, piece: bytes) -> None:

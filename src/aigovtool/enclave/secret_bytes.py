@@ -10,27 +10,10 @@ from __future__ import annotations
 
 import ctypes
 
-from aigovtool.errors import MalformedError
 from aigovtool.sealing.memory import wipe
 
 _DATA_OFFSET = bytes.__basicsize__ - 1  # CPython: a header, then the bytes, then one NUL
 _SHORTEST = 2
-
-
-def writable_bytes(size: int) -> tuple[bytes, memoryview]:
-    """
-    Return a new `bytes` object of *size* zeroes, and a writable view that is valid while it lives.
-
-    onnxruntime takes a model only as `bytes`: decrypting right into one saves a copy of the model,
-    and leaves none that cannot be overwritten.
-
-    Raises:
-        MalformedError: fewer than two bytes.
-    """
-    if size < _SHORTEST:
-        raise MalformedError("too small to be a model", came=f"{size} bytes")
-    data = bytes(size)
-    return data, _view(data)
 
 
 def overwrite(data: bytes) -> None:

@@ -1,14 +1,14 @@
 """
 ONNX models on onnxruntime, loaded from memory only.
 
-Rule 1: nothing of the model touches a disk: the entry file goes in as bytes, external data by
+Rule 1: nothing of the model touches a disk: the graph goes in as bytes, weights by
         `add_external_initializers_from_files_in_memory`, which also takes models over 2 GB.
 Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a failure names its kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,23 @@ from aigovtool.wire.tensors import BYTES, Array
 PLATFORM = "onnx_onnxv1"  # as other servers of the protocol name it
 _LOG_FATAL = 4
 _PROVIDERS = ["CPUExecutionProvider"]
+_IN_PLACE = "session.use_external_initializer_file_buffers_directly"
+_UNPACKED = "session.disable_prepacking"
 
 
 class OnnxRun:
-    """One run of a session. Its options are its own, so that it can be terminated alone."""
+    """
+    One run of a session. Its options are its own, so that it can be terminated alone.
 
-    __slots__ = ("_options", "_session")
+    Args:
+        weights: the memory that the session reads, which stays mapped as long as the run is here.
+    """
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    __slots__ = ("_options", "_session", "_weights")
+
+    def __init__(self, session: ort.InferenceSession, weights: Sequence[memoryview]) -> None:
         self._session = session
+        self._weights = weights
         self._options = ort.RunOptions()
 
     def execute(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -64,10 +72,25 @@ class OnnxRun:
 
 
 class OnnxModel:
-    """A session, and the tensors of its model as the signed manifest gives them."""
+    """
+    A session, and the tensors of its model as the signed manifest gives them.
 
-    def __init__(self, session: ort.InferenceSession, manifest: SealedManifest) -> None:
+    Args:
+        weights: memory from which the session computes.
+        wipe: overwrites it, when nothing computes any more.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        manifest: SealedManifest,
+        *,
+        weights: Iterable[memoryview] = (),
+        wipe: Callable[[], None] | None = None,
+    ) -> None:
         self._session: ort.InferenceSession | None = session
+        self._weights = tuple(memoryview(one) for one in weights)
+        self._wipe = wipe
         self.metadata = ModelMetadata(
             name=manifest.name,
             versions=(manifest.version,),
@@ -87,14 +110,19 @@ class OnnxModel:
         external: Mapping[str, memoryview],
         *,
         intra_op_threads: int,
+        packed: bool = True,
+        wipe: Callable[[], None] | None = None,
     ) -> OnnxModel:
         """
-        Load a model. The runtime copies what it needs, so the memory may be wiped afterwards.
+        Load a model, which computes from the memory of its external files until it is closed.
 
         Args:
-            entry: the manifest's entry file.
-            external: its other files, by the names under which the entry file refers to them.
+            entry: the graph, which the runtime copies.
+            external: files in memory, by the names under which the graph refers to them.
             intra_op_threads: 0 for the runtime's own choice.
+            packed: let the runtime keep a second copy of weights, in the order in which its
+                kernels read them.
+            wipe: overwrites the memory of *external*; called by `close`, not when loading fails.
 
         Raises:
             MalformedError: not a model that this runtime can run.
@@ -103,6 +131,9 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL
         options.intra_op_num_threads = intra_op_threads
+        options.add_session_config_entry(_IN_PLACE, "1")
+        if not packed:
+            options.add_session_config_entry(_UNPACKED, "1")
         try:
             if external:
                 options.add_external_initializers_from_files_in_memory(
@@ -117,7 +148,7 @@ class OnnxModel:
                 mend="seal a model that this version of onnxruntime loads",
             ) from None
         session._model_bytes = None  # it keeps the whole file, for a fallback that we refuse
-        model = cls(session, manifest)
+        model = cls(session, manifest, weights=external.values(), wipe=wipe)
         model._check(session)
         return model
 
@@ -135,10 +166,13 @@ class OnnxModel:
     def new_run(self) -> OnnxRun:
         if self._session is None:
             raise UnavailableError("the model is not loaded")
-        return OnnxRun(self._session)
+        return OnnxRun(self._session, self._weights)
 
     def close(self) -> None:
         self._session = None
+        self._weights = ()
+        if self._wipe is not None:
+            self._wipe()
 
     def _check(self, session: ort.InferenceSession) -> None:
         for side, ours, theirs in (
