@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint typecheck imports unit docs bench faults fleet flips nodes protos lock clean check-python
+.PHONY: demo test lint typecheck imports unit docs bench bench-serving faults fleet flips nodes protos lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
@@ -35,6 +35,10 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.metering
 	$(BIN)/python -m benchmarks.ready
+
+# The enclave beside the bare engine and beside other model servers, some 15 minutes; needs wrk
+bench-serving: .venv/.dev
+	$(BIN)/python -m benchmarks.serving
 
 # Random kills, partitions and pauses of real processes, then the count: some 20 minutes
 faults: .venv/.dev
@@ -80,6 +84,8 @@ lock: .venv/.dev
 	$(COMPILE) pyproject.toml requirements/build.in -o requirements/runtime.txt
 	$(COMPILE) requirements/dev.in -o requirements/dev.txt
 	$(COMPILE) requirements/bench.in -o requirements/bench.txt
+	for peer in mlserver kserve litserve bentoml pytriton; do \
+	  $(COMPILE) requirements/bench-$$peer.in -o requirements/bench-$$peer.txt || exit 1; done
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,12 +33,12 @@ NOT_METERED = """
 from aigovtool.enclave import till
 from aigovtool.enclave.meter import Charge
 from aigovtool.ids import LeaseId
-PAID = till.Paid(Charge(LeaseId("lease_none"), 1, 1, 0), b"x" * 400)
-till.Till.pay = lambda self, consumer, cost, now_s: PAID
+CHARGE = Charge(LeaseId("lease_none"), 1, 1, 0)
+till.Till.pay = lambda self, consumer, cost, now_s: till.Paid(CHARGE, consumer, b"x" * 400, 1)
 """
 NO_RECEIPTS = """
 from aigovtool.enclave import receipts
-receipts.Receipts.header = lambda self, payload: "none"
+receipts.Receipts.headers = lambda self, payloads: ["none"] * len(payloads)
 """
 VARIANTS = {
     "as it is": "",

@@ -90,6 +90,7 @@ class SimulatedEnclave(asyncio.Protocol):
         self.number = 0
         self.sent_s = 0.0
         self.waiting = False
+        self.connected = True
         self.lease: Lease | None = None
         self.say_goodbye = False
         self.welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -112,6 +113,8 @@ class SimulatedEnclave(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.every_s = None
+        self.waiting = False  # no answer will come
+        self.connected = False
         if not self.welcomed.done():
             self.welcomed.set_exception(ConnectionError(f"{self.session} was not welcomed: {exc}"))
         elif not self.say_goodbye:
