@@ -17,6 +17,7 @@ import tritonclient.grpc.aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from aigovtool.channel import grpc_door
 from aigovtool.channel.grpc_door import Door, opened
 from aigovtool.crypto.tls import spki_sha256_of
 from aigovtool.enclave.config import Limits
@@ -296,6 +297,32 @@ async def test_without_a_key_not_even_the_message_is_read(custodian: FakeCustodi
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_one_consumer_does_not_take_all_calls(
+    door: Grpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_door, "MAX_CALLS_EACH", 2)
+    bob = door.enclave.custodian.add_consumer("bob")
+    await door.enclave.custodian.set_roster()
+    assert (await door.enclave.infer(consumer=bob))[0] == 200  # the roster has come
+    metadata = tuple(door.key.items())
+    held = [door.channel.stream_unary(INFER)(metadata=metadata) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while not await crowded_out(door, door.key):
+            pass
+        assert not await crowded_out(door, key_of(bob))
+        for call in held:
+            call.cancel()
+        while await crowded_out(door, door.key):
+            pass
+
+
+async def crowded_out(door: Grpc, key: dict[str, str]) -> bool:
+    try:
+        return not await door.client.is_model_ready("tiny", headers=key)
+    except InferenceServerException as error:
+        return error.status() == "StatusCode.UNAVAILABLE"
+
+
 async def test_a_compressed_bomb_is_refused_and_not_blown_up(door: Grpc) -> None:
     call = door.channel.unary_unary(INFER)(
         bytes(64 << 20), metadata=tuple(door.key.items()), compression=grpc.Compression.Gzip
@@ -308,7 +335,7 @@ async def test_a_compressed_bomb_is_refused_and_not_blown_up(door: Grpc) -> None
 
 async def test_an_address_that_is_taken_is_said(door: Grpc) -> None:
     host, port = door.enclave.grpc_address.split(":")
-    nobody = Door(door.client.infer, admit=lambda _: None, message_time_s=1)
+    nobody = Door(door.client.infer, admit=lambda _: "", message_time_s=1)
     with pytest.raises(ConfigurationError, match="cannot listen"):
         async with opened(
             nobody, host=host, port=int(port), identity=None, max_message_bytes=1 << 20

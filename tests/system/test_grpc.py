@@ -1,7 +1,8 @@
-"""gRPC between real processes: enclave, proxy and tritonclient, and one budget for all doors."""
+"""Real processes: tritonclient by HTTP and gRPC, by the proxy and not, and one budget for all."""
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from aigovtool.demo.stage import Stage, free_port
@@ -34,14 +36,19 @@ def test_all_doors_lead_to_one_budget(tmp_path: Path) -> None:
         assert stage.init().code == 0
         stage.serve_custodian(
             "--upload", str(ASSETS / "digits.onnx"),
-            "--interface", str(ASSETS / "interface.json"), "--num-requests", "3",
+            "--interface", str(ASSETS / "interface.json"), "--num-requests", "6",
         )  # fmt: skip
-        direct, proxied = free_port(), free_port()
+        direct, proxied, plain = free_port(), free_port(), free_port()
         enclave, port = stage.serve_enclave("enclave", "--grpc-listen", f"127.0.0.1:{direct}")
         proxy = stage.start(
             "proxy",
             stage.client(
-                "proxy", port, "--listen", "127.0.0.1:0", "--grpc-listen", f"127.0.0.1:{proxied}"
+                "proxy",
+                port,
+                "--listen",
+                f"127.0.0.1:{plain}",
+                "--grpc-listen",
+                f"127.0.0.1:{proxied}",
             ),
         )
         stage.wait_for(proxy, lambda: live(proxied))
@@ -50,6 +57,20 @@ def test_all_doors_lead_to_one_budget(tmp_path: Path) -> None:
                 client.get_model_metadata("digits").outputs[0].name
             )
             assert scores.shape[0] == 1
+        for coding in (None, "gzip", "deflate"):  # unmodified, as with any server
+            with contextlib.closing(
+                tritonclient.http.InferenceServerClient(f"127.0.0.1:{plain}")
+            ) as http:
+                tensor = tritonclient.http.InferInput("image", [1, 8, 8], "FP32")
+                tensor.set_data_from_numpy(np.zeros((1, 8, 8), np.float32))
+                came = http.infer(
+                    "digits",
+                    [tensor],
+                    request_compression_algorithm=coding,
+                    response_compression_algorithm=coding,
+                )
+                name = http.get_model_metadata("digits")["outputs"][0]["name"]
+                np.testing.assert_array_equal(came.as_numpy(name), scores)
         # what the proxy does for its user: here the test trusts whatever answers
         pem = ssl.get_server_certificate(("127.0.0.1", direct)).encode()
         key = (stage.data / "consumer.key").read_text().strip()

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Protocol
 
 import grpc
@@ -43,7 +44,11 @@ from aigovtool.wire.headers import PLACE, REASON, RECEIPT, REFUND, REMAINING, RE
 from aigovtool.wire.problem import INTERNAL, Problem, headers_of, problem_of
 
 MAX_CALLS: Final = 512  # at one time; a query that waits for credits is one
+MAX_CALLS_EACH: Final = 256  # of one who asks
 MAX_CONNECTIONS: Final = 1024
+CONNECTION_LIFE_S: Final = 3600  # then a client connects anew, and who does not read is cut off
+CONNECTION_GRACE_S: Final = 900  # for its calls; more than a query may wait and be computed
+IDLE_S: Final = 300
 MAX_METADATA_BYTES: Final = 32 << 10
 HANDSHAKE_TIME_S: Final = 10
 GRACE_S: Final = 3.0  # for answers to be written out when the door closes
@@ -90,16 +95,17 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
 
     Args:
         ask: the HTTP side.
-        admit: raises for metadata of somebody who may not ask.
+        admit: says who asks, by metadata; raises for somebody who may not.
         message_time_s: for a message to arrive.
     """
 
     def __init__(
-        self, ask: Ask, *, admit: Callable[[Metadata], None], message_time_s: float
+        self, ask: Ask, *, admit: Callable[[Metadata], str], message_time_s: float
     ) -> None:
         self._ask = ask
         self._admit = admit
         self._message_time_s = message_time_s
+        self._calls: Counter[str] = Counter()  # under way, by who asks
         self._handlers = {
             f"/{SERVICE}/{method}": grpc.stream_unary_rpc_method_handler(self._serving(method))
             for method in METHODS
@@ -132,12 +138,27 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
         self, method: str, messages: AsyncIterator[bytes], context: Any
     ) -> HttpAnswer:
         given = {name: text for name, text in context.invocation_metadata() if name in _TAKEN}
-        message = b""
-        if method not in _KEYLESS:
-            self._admit(given)
-            message = await self._message(messages)
-        request = to_http(method, message)
-        return await self._ask(request, given)
+        if method in _KEYLESS:
+            return await self._ask(to_http(method, b""), given)
+        with self._counted(self._admit(given)):
+            return await self._ask(to_http(method, await self._message(messages)), given)
+
+    @contextmanager
+    def _counted(self, who: str) -> Iterator[None]:
+        if self._calls[who] >= MAX_CALLS_EACH:
+            raise UnavailableError(
+                "too many calls at one time",
+                code="queue.calls",
+                came=f"{self._calls[who]} of yours",
+                retry_after_s=1.0,
+            )
+        self._calls[who] += 1
+        try:
+            yield
+        finally:
+            self._calls[who] -= 1
+            if not self._calls[who]:
+                del self._calls[who]
 
     async def _message(self, messages: AsyncIterator[bytes]) -> bytes:
         try:
@@ -173,6 +194,9 @@ async def opened(
             ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIME_S * 1000),
+            ("grpc.max_connection_idle_ms", IDLE_S * 1000),
+            ("grpc.max_connection_age_ms", CONNECTION_LIFE_S * 1000),
+            ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_S * 1000),
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
         ],
     )

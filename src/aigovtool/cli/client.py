@@ -270,7 +270,7 @@ def proxy(
     import uvloop
 
     from aigovtool.channel.address import parse_address
-    from aigovtool.channel.extras import require_grpc
+    from aigovtool.channel.extras import prepare_grpc
     from aigovtool.client.proxy import DEFAULT_PORT, GRPC_PORT, serve_proxy
     from aigovtool.client.receipt_store import ReceiptStore, default_folder
     from aigovtool.client.session import read_manifest
@@ -278,7 +278,7 @@ def proxy(
     where = parse_address(listen, default_port=DEFAULT_PORT)
     grpc_where = None if grpc_listen is None else parse_address(grpc_listen, default_port=GRPC_PORT)
     if grpc_where is not None:
-        require_grpc()
+        prepare_grpc()
     api_key = None if api_key_file is None else _read_key(api_key_file)
 
     store = ReceiptStore(folder or default_folder(), manifest=read_manifest(manifest))

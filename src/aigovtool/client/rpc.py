@@ -75,8 +75,9 @@ class Forwarding:
         self._store = store
         self._own = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
-    def admit(self, metadata: Metadata) -> None:
-        """Everybody on this machine may ask; the enclave decides."""
+    def admit(self, metadata: Metadata) -> str:
+        """Return by whose key is asked; everybody on this machine may, and the enclave decides."""
+        return metadata.get("authorization", "")
 
     async def __call__(self, request: HttpRequest, metadata: Metadata) -> HttpAnswer:
         named = [*(self._own | dict(metadata)).items(), *request.headers]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from aigovtool.channel.extras import require_grpc
+from aigovtool.channel.extras import prepare_grpc
 from aigovtool.clock import Clock
 from aigovtool.crypto.tls import server_context
 from aigovtool.enclave.api.app import Api
@@ -153,7 +153,7 @@ async def grpc_served(
     if config.grpc_listen is None:
         yield
         return
-    require_grpc()
+    prepare_grpc()
     from aigovtool.channel.grpc_door import Door, opened  # noqa: PLC0415 - needs an extra
     from aigovtool.enclave.api.rpc import InProcess  # noqa: PLC0415
 

@@ -28,16 +28,16 @@ class InProcess:
         self._enclave = enclave
         self._under_way: set[asyncio.Task[HttpAnswer]] = set()
 
-    def admit(self, metadata: Metadata) -> None:
+    def admit(self, metadata: Metadata) -> str:
         """
-        Raise unless a consumer of the loan asks.
+        Return which consumer of the loan asks.
 
         Raises:
             UnauthenticatedError, BlockedError, UnavailableError: as `Session.authenticate`.
         """
         if (session := self._enclave.session) is None:
             raise self._enclave.not_serving()
-        session.authenticate(metadata.get("authorization", "").encode("latin-1", "replace"))
+        return session.authenticate(metadata.get("authorization", "").encode("latin-1", "replace"))
 
     async def __call__(self, request: HttpRequest, metadata: Metadata) -> HttpAnswer:
         gone = asyncio.Event()
