@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -150,16 +151,16 @@ def test_waiting_says_so_and_goes_on(consumer: Consumer, enclave: StandIn) -> No
         if "prefer" not in asked.headers:
             return enclave.infer(asked)
         waiting.set()
-        enclave._loop.run_in_executor(None, push)
+        enclave._loop.run_in_executor(None, push, asked, list(enclave.alive))
         return b""  # held
 
-    def push() -> None:
-        assert granted.wait(10)
+    def push(held: Asked, connections: list[asyncio.Transport]) -> None:
+        assert granted.wait(20)
         enclave.credits = 2
-        held = enclave.infer(enclave.asked[-1])
-        assert held is not None
-        for transport in list(enclave.alive):
-            enclave._loop.call_soon_threadsafe(transport.write, held)
+        reply = enclave.infer(held)
+        assert reply is not None
+        for transport in connections:
+            enclave._loop.call_soon_threadsafe(transport.write, reply)
 
     enclave.reply = serve
     given = ("--input", str(consumer.folder / "x.npy"), "--reason", "one more batch", "--json")
@@ -170,7 +171,8 @@ def test_waiting_says_so_and_goes_on(consumer: Consumer, enclave: StandIn) -> No
     assert process.returncode == 0, err
     assert "waiting" in err
     assert json.loads(out)["remaining"] == 1
-    assert enclave.queries[-1].headers["aigovtool-reason"] == "one more batch"
+    asked = [one for one in enclave.queries if one.method == "POST"]  # GET: it looked at its place
+    assert asked[-1].headers["aigovtool-reason"] == "one more batch"
 
 
 def test_interrupting_a_wait(consumer: Consumer, enclave: StandIn) -> None:
