@@ -49,7 +49,7 @@ async def hold(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 
 async def ends(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
 
@@ -57,7 +57,7 @@ async def ends(reader: asyncio.StreamReader) -> None:
 async def echo(port: int) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         writer.write(b"here")
         came = await reader.readexactly(4)
@@ -68,7 +68,7 @@ async def echo(port: int) -> bytes:
 
 
 async def until(condition) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - of file descriptors nobody tells us
             await asyncio.sleep(0.01)
 
@@ -138,7 +138,7 @@ async def test_what_is_no_tls_at_all_is_closed() -> None:
     async with accepting_on() as (port, entrance):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with contextlib.suppress(ConnectionError):
                 await reader.read()
         await until(lambda: entrance.pending == 0)

@@ -69,7 +69,7 @@ async def say(port: int, words: bytes) -> bytes:
     """Send *words* and return all that comes until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with contextlib.suppress(ConnectionError):
                 writer.write(words)
                 await writer.drain()
@@ -95,7 +95,7 @@ async def test_a_head_that_is_never_finished_is_not_waited_for(words: bytes) -> 
 async def test_a_line_end_after_an_answer_does_not_hold_the_connection() -> None:
     async with serving() as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             writer.write(LIVE)
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"\r\n")
@@ -188,6 +188,6 @@ async def test_who_does_not_read_an_answer_loses_the_connection(
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(LIVE)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
         writer.close()

@@ -38,7 +38,7 @@ from aigovtool.wire.enrolment import Challenge, Release
 from aigovtool.wire.headers import CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
 from tests.custodian.house import EnclaveSide, House, open_house
 
-PUSH_LIMIT_S = 1.0
+PUSH_LIMIT_S = 10.0  # an enclave that is told nothing reports later than that
 
 
 class Peer:

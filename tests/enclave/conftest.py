@@ -140,7 +140,7 @@ async def running_enclave(
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             address = await listening
         async with aiohttp.ClientSession(
             f"https://{address}",
@@ -148,7 +148,7 @@ async def running_enclave(
             timeout=aiohttp.ClientTimeout(total=30),
         ) as http:
             if wait_ready:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     await ready.wait()
             yield RunningEnclave(
                 custodian, clock, http, stop, task, ready, address, readies, "".join(grpc_addresses)

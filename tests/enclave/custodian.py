@@ -190,7 +190,7 @@ class FakeCustodian:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something that the custodian sees is so."""
-        async with self.changed, asyncio.timeout(10):
+        async with self.changed, asyncio.timeout(30):
             await self.changed.wait_for(condition)
 
     @property

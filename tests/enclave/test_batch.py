@@ -187,7 +187,7 @@ async def test_a_batch_that_waits_is_woken_when_there_is_enough(enclave: Running
     await custodian.until(lambda: len(custodian.wanted) == 1)
     assert custodian.wanted[0].credits == 12
     await custodian.grant(2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert (await waiting)[0] == 200
 
 
@@ -196,7 +196,7 @@ async def test_a_batch_finds_out_that_another_enclave_gave_back(enclave: Running
     waiting = asyncio.create_task(enclave.infer(body=batch(12), Prefer="wait=20"))
     await custodian.until(lambda: len(custodian.wanted) == 1)
     custodian.granted, custodian.left = custodian.granted + 2, custodian.left + 2  # no push
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await waiting)[0] == 200
 
 

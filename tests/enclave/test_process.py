@@ -83,7 +83,7 @@ async def test_a_process_serves_settles_on_sigterm_and_exits_with_0(
     assert await ask(custodian, address) == 200
     process.terminate()
     said += [line async for line in talk]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await process.wait() == 0
     assert (custodian.spent, custodian.leased, len(custodian.proofs)) == (1, 0, 1)
     assert "SIMULATED TEE" in said[0]

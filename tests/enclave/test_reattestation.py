@@ -39,7 +39,7 @@ class Answers:
         self.task = asyncio.create_task(self.part.answer(self.sent.put))
 
     async def next(self) -> Reattest:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.sent.get()
 
     async def end(self) -> None:

@@ -262,7 +262,7 @@ async def test_who_gives_up_while_waiting_is_not_charged(door: Grpc) -> None:
     )
     await door.enclave.custodian.until(lambda: bool(door.enclave.custodian.wanted))
     assert call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await waiting(door):  # noqa: ASYNC110 - only the enclave knows
             await asyncio.sleep(0.01)
     await door.enclave.custodian.grant(1)
@@ -306,7 +306,7 @@ async def test_one_consumer_does_not_take_all_calls(
     assert (await door.enclave.infer(consumer=bob))[0] == 200  # the roster has come
     metadata = tuple(door.key.items())
     held = [door.channel.stream_unary(INFER)(metadata=metadata) for _ in range(2)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await crowded_out(door, door.key):
             pass
         assert not await crowded_out(door, key_of(bob))

@@ -88,7 +88,7 @@ class Scene:
             account = self.stage.custodian("loan", "list").json()[0]["account"]
             if not account["leased"]:
                 return dict(account)
-            assert time.monotonic() - begin < 20, account
+            assert time.monotonic() - begin < 60, account
             time.sleep(0.2)
 
     def ask(
@@ -273,7 +273,7 @@ async def test_control_frames_of_anybody_else_end_their_connection_only(scene: S
                 with contextlib.suppress(ConnectionError):
                     send = socket_.send_str if isinstance(frame, str) else socket_.send_bytes
                     await send(frame)  # type: ignore[arg-type]
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     said = [message async for message in socket_]
                 assert all("welcome" not in str(one.data) for one in said), frame[:80]
     assert scene.ask(image(), scene.alice)[0] == 200
@@ -341,7 +341,7 @@ def test_an_enclave_with_one_line_changed_gets_no_key_and_says_why(
     )
     begin = time.monotonic()
     while process.alive() and "MRTD" not in process.output():
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 60
         time.sleep(0.05)
     refused = process.output()
     process.kill()

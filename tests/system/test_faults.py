@@ -199,7 +199,7 @@ async def test_stop_cuts_off_and_is_proven_and_resume_serves_again(stage: Stage)
         assert await ask(client) is LoanNotActiveError
         begin = time.monotonic()
         while "stop_proof" not in (told := stage.custodian("events").stdout):
-            assert time.monotonic() - begin < 10, told[-500:]
+            assert time.monotonic() - begin < 60, told[-500:]
         assert stage.custodian("resume", loan).code == 0
         begin = time.monotonic()
         while await ask(client) is not None:
@@ -228,7 +228,7 @@ async def test_waiting_client_is_woken_by_a_grant(stage: Stage) -> None:
         waiting = asyncio.create_task(client.infer({"image": IMAGE}, wait_s=60, reason="a ward"))
         begin = time.monotonic()
         while not (requests := stage.custodian("request", "list").json()):
-            assert time.monotonic() - begin < 20
+            assert time.monotonic() - begin < 60
             await asyncio.sleep(0.05)
         assert requests[0]["reason"] == "a ward"
         assert not waiting.done()
@@ -245,7 +245,7 @@ async def test_denied_request_reaches_the_waiting_client(stage: Stage) -> None:
         waiting = asyncio.create_task(client.infer({"image": IMAGE}, wait_s=60, reason="more"))
         begin = time.monotonic()
         while not (requests := stage.custodian("request", "list").json()):
-            assert time.monotonic() - begin < 20
+            assert time.monotonic() - begin < 60
             await asyncio.sleep(0.05)
         denied = stage.custodian("request", "deny", requests[0]["request"], "--reason", "not now")
         assert denied.code == 0, denied.stderr

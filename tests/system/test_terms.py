@@ -113,7 +113,7 @@ async def test_with_leases_of_0_s_a_stop_takes_effect_for_the_very_next_query(
             await client.infer({"image": IMAGE})
     begin = time.monotonic()
     while (account := done(stage, "loan", "list")[0]["account"])["leased"]:
-        assert time.monotonic() - begin < 20, account
+        assert time.monotonic() - begin < 60, account
     assert (account["spent"], account["left"], account["forfeited"]) == (201, 799, 0)
     assert enclave.alive()
 
