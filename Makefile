@@ -34,11 +34,13 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.unsealing
 	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.metering
+	$(BIN)/python -m benchmarks.lease_zero
 	$(BIN)/python -m benchmarks.ready
 
 # The enclave beside the bare engine and beside other model servers, some 15 minutes; needs wrk
 bench-serving: .venv/.dev
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.client
 
 # Random kills, partitions and pauses of real processes, then the count: some 20 minutes
 faults: .venv/.dev

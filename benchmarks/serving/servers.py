@@ -99,12 +99,14 @@ def targets(url: str, model: Served, **headers: str) -> dict[str, Target]:
     }
 
 
-def pinned(stage: Stage, name: str, command: list[str], port: int) -> None:
-    """Start a server on the servers' core, to end with *stage*, and wait for its port."""
+def pinned(
+    stage: Stage, name: str, command: list[str], port: int, *, core: int = SERVER_CORE
+) -> None:
+    """Start a server on its *core*, to end with *stage*, and wait for its port."""
     log = stage.folder / f"{name}.log"
     with log.open("wb") as output:
         popen = subprocess.Popen(
-            ["taskset", "-c", str(SERVER_CORE), *command],
+            ["taskset", "-c", str(core), *command],
             stdout=output,
             stderr=output,
             start_new_session=True,

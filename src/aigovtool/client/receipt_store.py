@@ -31,7 +31,7 @@ from aigovtool.errors import (
     MalformedError,
     UnavailableError,
 )
-from aigovtool.ids import ConsumerId, SessionId
+from aigovtool.ids import ConsumerId, LoanId, SessionId
 from aigovtool.proof.receipts import KeptReceipt, KeptSession
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES, decode, encode
 from aigovtool.wire.receipt import from_header, to_header
@@ -78,8 +78,8 @@ class ReceiptStore:
     def __init__(self, folder: Path, *, manifest: Policy) -> None:
         self._folder = folder
         self._manifest = write_policy(manifest).encode()
-        self._known: set[SessionId] = set()
-        self._unsynced: set[Path] = set()
+        self._known: dict[tuple[LoanId, SessionId, ConsumerId], str] = {}  # the file of each
+        self._unsynced: set[str] = set()
         self._synced_s = time.monotonic()
         try:
             _make(folder)
@@ -98,30 +98,26 @@ class ReceiptStore:
             MalformedError: it names a loan, session or consumer that cannot name a file.
         """
         said = verified.receipt
-        for name in (said.loan, said.session, said.consumer):
-            if not _NAME.fullmatch(name):
-                raise MalformedError(
-                    "a name in a receipt cannot name a file", came=ascii(name[:40])
-                )
-        loan = self._folder / said.loan
+        of = (said.loan, said.session, said.consumer)
         try:
-            if said.session not in self._known:
-                self._keep_session(loan, verified)
-                self._known.add(said.session)
-            path = loan / f"{said.consumer}{SUFFIX}"
+            path = self._known.get(of)
+            if path is None:
+                path = self._known[of] = self._prepare(verified)
             _append(path, to_header(verified.signed).encode() + b"\n")
             self._unsynced.add(path)
             if time.monotonic() - self._synced_s >= SYNC_S:
                 self.sync()
         except OSError as error:
             raise UnavailableError(
-                f"the receipt cannot be kept in {loan}", code="receipts.kept", came=error.strerror
+                f"the receipt cannot be kept in {self._folder}",
+                code="receipts.kept",
+                came=error.strerror,
             ) from None
 
     def sync(self) -> None:
         """Put on the disk what was kept; raises OSError."""
         while self._unsynced:
-            with self._unsynced.pop().open("rb") as file:
+            with open(self._unsynced.pop(), "rb") as file:
                 os.fsync(file.fileno())
         self._synced_s = time.monotonic()
 
@@ -129,6 +125,18 @@ class ReceiptStore:
         """Put on the disk what was kept, if that can be done."""
         with suppress(OSError):
             self.sync()
+
+    def _prepare(self, verified: VerifiedReceipt) -> str:
+        """Keep the session of a receipt (Rule 4), and return the file that the receipt goes to."""
+        said = verified.receipt
+        for name in (said.loan, said.session, said.consumer):
+            if not _NAME.fullmatch(name):
+                raise MalformedError(
+                    "a name in a receipt cannot name a file", came=ascii(name[:40])
+                )
+        loan = self._folder / said.loan
+        self._keep_session(loan, verified)
+        return str(loan / f"{said.consumer}{SUFFIX}")
 
     def _keep_session(self, loan: Path, verified: VerifiedReceipt) -> None:
         _make(loan)
@@ -167,7 +175,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MORE = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def _append(path: Path, line: bytes) -> None:
+def _append(path: str, line: bytes) -> None:
     descriptor = os.open(path, _MORE, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

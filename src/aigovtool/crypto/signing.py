@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -29,6 +30,7 @@ from aigovtool.errors import MalformedError, PromiseBrokenError, VerificationErr
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+KEYS_READ = 1024
 _PREFIX = "ed25519:"
 _ENVELOPES = (
     b"eyJ",  # RFC 7515, 5.1: base64url of a header, and so of '{"'
@@ -108,7 +110,7 @@ def verify_envelope(public_key: bytes, to_be_signed: bytes, signature: bytes) ->
 
 def _verify(public_key: bytes, to_be_signed: bytes, signature: bytes, *, what: str) -> None:
     try:
-        key = Ed25519PublicKey.from_public_bytes(public_key)
+        key = _public_key(public_key)
     except ValueError:
         raise MalformedError("not an Ed25519 public key") from None
     try:
@@ -119,6 +121,11 @@ def _verify(public_key: bytes, to_be_signed: bytes, signature: bytes, *, what: s
             code="signature",
             expected=f"signed by {format_public_key(public_key)}",
         ) from None
+
+
+@lru_cache(maxsize=KEYS_READ)  # a peer signs again and again with one key
+def _public_key(public_key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(public_key)
 
 
 def format_public_key(public_key: bytes) -> str:
