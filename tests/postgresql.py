@@ -84,6 +84,24 @@ class Server:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    def dump(self, name: str) -> bytes:
+        """Return what ``pg_dump`` makes of a database."""
+        return self._run("pg_dump", "--format=custom", f"--dbname={self.url(name)}")
+
+    def restore(self, name: str, dump: bytes) -> None:
+        """Put the dump of a database back in its place, as it was."""
+        self.drop(name)
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        self._run("pg_restore", "--exit-on-error", f"--dbname={self.url(name)}", stdin=dump)
+
+    def _run(self, program: str, *arguments: str, stdin: bytes = b"") -> bytes:
+        done = subprocess.run(
+            [self._programs / program, *arguments], input=stdin, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
     @cache  # noqa: B019 - there is one server
     def _template(self) -> str:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg.conninfo
 import pytest
 
 from aigovtool.crypto.labels import Label
@@ -18,7 +19,8 @@ from aigovtool.errors import ConflictError, MalformedError, UnavailableError
 from aigovtool.wire.codec import open_signed
 from aigovtool.wire.control import HELD, LoanChanged
 from aigovtool.wire.enrolment import LedgerHead, SessionStatement
-from tests.custodian.ledgers import Bench, FakeEnclave
+from tests import postgresql
+from tests.custodian.ledgers import REFUSALS, Bench, FakeEnclave
 
 GRANTED = 100
 
@@ -105,6 +107,32 @@ def test_a_copy_put_back_is_behind_its_mark(sqlite_ledger: Bench, tmp_path: Path
     assert "ledger.held" in ledger.kinds()
     ledger.reopen()
     assert held_code(ledger) == "rollback.behind"
+
+
+def test_yesterdays_dump_of_a_database_is_behind_its_mark(postgres_ledger: Bench) -> None:
+    """``pg_dump`` and ``pg_restore``; what is append-only is so in the restored database, too."""
+    ledger, server = postgres_ledger, postgresql.server()
+    loan = ledger.lend(GRANTED)
+    enclave = ledger.enclave(loan.loan)
+    assert ledger.database is not None
+    name = str(psycopg.conninfo.conninfo_to_dict(ledger.database)["dbname"])
+    dump = server.dump(name)
+    ledger.lease(enclave, 10)
+    ledger.close()
+    server.restore(name, dump)
+    ledger.reopen()
+    assert held_code(ledger) == "rollback.behind"
+    assert ledger.loan(loan.loan).account.left == GRANTED
+    enclave.number = 0
+    refuses_everything(ledger, loan, enclave)
+    before = ledger.dump()
+    for statement in (
+        "UPDATE grants SET credits = 1000", "DELETE FROM grants", "TRUNCATE grants CASCADE",
+        "UPDATE events SET kind = 'nothing'", "DELETE FROM events",
+    ):  # fmt: skip
+        with pytest.raises(REFUSALS):
+            ledger.run_sql(statement)
+    assert ledger.dump() == before
 
 
 def test_a_copy_that_went_on_by_itself_has_another_history(
