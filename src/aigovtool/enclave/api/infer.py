@@ -176,6 +176,11 @@ class Infer:
         With an Idempotency-Key the client may come back for the answer. Then it is computed though
         nobody is there, once it was begun or its charge can no longer be taken back.
         """
+        try:
+            # it may have waited, and been paid in the very step before a stop or block was read
+            self._check_admitted(session, ready.consumer)
+        except AIGovToolError as error:
+            return problem_reply(error), Fate.NOT_BEGUN, False
         keyed = _IDEMPOTENCY_KEY in request.headers
         wanted = [output.name for output in ready.query.outputs]
         try:
