@@ -20,7 +20,7 @@ from aigovtool.enclave.meter import Meter
 from aigovtool.enclave.receipts import Receipts
 from aigovtool.enclave.settling import Settlements
 from aigovtool.enclave.till import Paid, Till
-from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId, sha256
 from aigovtool.proof.receipts import Checked, KeptReceipt, KeptSession, check_receipts
 from aigovtool.proof.statement import Verified, verify_statement
 from aigovtool.wire.codec import Signed, decode, encode, sign
@@ -31,6 +31,7 @@ from aigovtool.wire.enrolment import (
     Release,
     SessionStatement,
 )
+from aigovtool.wire.grants import GrantNotice, GrantSeen
 from aigovtool.wire.receipt import from_header
 from aigovtool.wire.statement import Statement, StatementFile, read_file
 from tests.custodian.house import EnclaveSide, House, house
@@ -95,6 +96,19 @@ class Enclave:
         paid = self.till.pay(who, cost, self.lending.clock.monotonic_s())
         assert isinstance(paid, Paid), paid
         return from_header(self.till.receipts.header(paid.receipt))
+
+    def counter_sign(self) -> None:
+        """Counter-sign every grant that nobody has."""
+        notices = self.lending.made.app.notices
+        for notice, seen in reversed(notices.of_loan(self.lending.loan, 100)):
+            if seen is None:
+                said = GrantSeen(
+                    loan=self.lending.loan,
+                    session=self.session,
+                    number=decode(notice.payload, GrantNotice).number,
+                    notice_sha256=sha256(notice.payload),
+                )
+                notices.seen(self.session, sign(said, self.side.signing, Label.GRANT_SEEN))
 
     def close(self, lease: LeaseId | None = None) -> None:
         """Close one lease or all, to be settled with the next report."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from aigovtool.proof.receipts import Checked
 from aigovtool.proof.statement import Verified
 from aigovtool.wire.codec import Signed, decode, encode, sign
 from aigovtool.wire.control import Settlement
+from aigovtool.wire.grants import GrantNotice, GrantSeen
 from aigovtool.wire.receipt import Receipt, from_header
 from aigovtool.wire.statement import LeaseLine, SessionLine, Statement, read_file
 from tests.custodian.ledgers import BEGIN
@@ -73,6 +75,7 @@ def month(lent: Lending) -> Month:
         first.close(lease.lease)
     first.report()
     lent.made.app.grants.grant(lent.loan, 50, actor="admin", reason="november")
+    first.counter_sign()
     lost = second.report(want=10)
     assert lost is not None
     mine.append(second.serve())
@@ -341,9 +344,96 @@ def test_an_altered_grant_is_named(month: Month) -> None:
     def less(said: Statement) -> Statement:
         return replace(said, grants=(replace(said.grants[0], credits=40), *said.grants[1:]))
 
-    assert codes(month.lie(less)) == {"statement.sum"}
+    assert codes(month.lie(less)) == {"statement.sum", "grant.forged", "grant.seen"}
     with pytest.raises(VerificationError):
         month.lent.verify(resigned(month.file, SigningKey.generate(), less))
+
+
+def test_grants_carry_what_enclaves_were_told_and_counter_signed(month: Month) -> None:
+    verified = month.lent.verify(month.file)
+    assert (len(verified.statement.grants), verified.counter_signed) == (3, 2)
+    told = [decode(line.notice.payload, GrantNotice) for line in verified.statement.grants]  # type: ignore[union-attr]
+    assert [one.place for one in told] == [1, 2, 3]
+    assert [one.granted for one in told] == [100, 150, 150 + month.lost.credits]
+
+
+def test_a_statement_without_notices_is_of_an_older_program(month: Month) -> None:
+    def older(said: Statement) -> Statement:
+        lines = tuple(replace(line, notice=None, seen=None) for line in said.grants)
+        return replace(said, grants=lines)
+
+    verified = month.lie(older)
+    assert (verified.findings, verified.counter_signed) == ((), 0)
+
+
+def test_a_grant_between_two_others_left_out_is_named(month: Month) -> None:
+    def forgotten(said: Statement) -> Statement:
+        closing = replace(
+            said.closing, granted=said.closing.granted - 50, left=said.closing.left - 50
+        )
+        return replace(said, grants=(said.grants[0], said.grants[2]), closing=closing)
+
+    assert codes(month.lie(forgotten)) == {"grant.gap"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda month, line, other: {"notice": None},
+        lambda month, line, other: {"notice": other.notice},
+        lambda month, line, other: {
+            "notice": sign(
+                decode(line.notice.payload, GrantNotice),
+                month.first.side.signing,
+                Label.GRANT_NOTICE,
+            )
+        },
+        lambda month, line, other: {
+            "notice": sign(
+                replace(decode(line.notice.payload, GrantNotice), credits=1),
+                month.lent.made.app.key,
+                Label.GRANT_NOTICE,
+            )
+        },
+    ],
+    ids=["dropped", "of another grant", "by another key", "of other credits"],
+)
+def test_a_forged_notice_of_a_grant_is_named(month: Month, change) -> None:  # type: ignore[no-untyped-def]
+    def lie(said: Statement) -> Statement:
+        first, second, third = said.grants
+        forged = replace(third, **change(month, third, second))
+        return replace(said, grants=(first, second, forged))
+
+    assert codes(month.lie(lie)) == {"grant.forged"}
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"session": "session_of_nobody"},
+        {"number": 99},
+        {"notice_sha256": bytes(32)},
+        {"loan": "loan_of_others"},
+        {"key": SigningKey.generate()},
+        {"received": BEGIN - timedelta(days=1)},
+    ],
+    ids=lambda lies: next(iter(lies)),
+)
+def test_a_forged_counter_signature_is_named(month: Month, lies: dict[str, Any]) -> None:
+    def lie(said: Statement) -> Statement:
+        first, second, *others = said.grants
+        assert second.seen is not None
+        told = dict(lies)
+        key, received = told.pop("key", month.first.side.signing), told.pop("received", None)
+        signed = sign(
+            replace(decode(second.seen.signed.payload, GrantSeen), **told), key, Label.GRANT_SEEN
+        )
+        seen = replace(second.seen, signed=signed, received=received or second.seen.received)
+        return replace(said, grants=(first, replace(second, seen=seen), *others))
+
+    verified = month.lie(lie)
+    assert codes(verified) == {"grant.seen"}
+    assert verified.counter_signed == 1
 
 
 def test_a_refund_left_out_is_named(month: Month) -> None:
@@ -454,7 +544,7 @@ def test_a_key_that_no_evidence_binds_is_refused(month: Month) -> None:
         mine = replace(session, keys=keys, stop_proof=None)
         return replace(said, leases=tuple(leases), sessions=(mine, other))
 
-    assert codes(month.lie(lie)) == {"evidence.refused", "receipt.key"}
+    assert codes(month.lie(lie)) == {"evidence.refused", "receipt.key", "grant.seen"}
 
 
 def test_a_session_without_evidence_is_named(month: Month) -> None:
@@ -594,7 +684,9 @@ def test_what_is_left_out_so_that_everything_fits_is_in_the_log(month: Month) ->
 
 def test_a_grant_that_was_altered_so_that_everything_fits_is_in_the_log(month: Month) -> None:
     def less(said: Statement) -> Statement:
-        grants = [said.grants[0], replace(said.grants[1], credits=40), *said.grants[2:]]
+        # as a program that puts no notices into its statements
+        first, second, *others = [replace(one, notice=None, seen=None) for one in said.grants]
+        grants = [first, replace(second, credits=40), *others]
         closing = replace(
             said.closing, granted=said.closing.granted - 10, left=said.closing.left - 10
         )

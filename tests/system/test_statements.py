@@ -103,6 +103,7 @@ def statement_holds(stage: Stage, file: Path, receipts: Path) -> None:
         verified = verify(stage, file, *more, *log, "--receipts", str(receipts))
         assert verified["ok"], verified["findings"]
         assert verified["logged"] > QUERIES
+        assert (verified["grants"], verified["counter_signed"]) == (2, 2)
         assert verified["receipts"] == {"counted": QUERIES, "outside": 0}
         assert verified["sessions"][0]["attested"]
         assert "loan.stopped" in {line["kind"] for line in verified["decisions"]}

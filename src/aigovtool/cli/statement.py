@@ -182,6 +182,7 @@ def as_json_value(verified: Verified) -> dict[str, Any]:
         "closing": said.closing,
         "used": said.used,
         "grants": len(said.grants),
+        "counter_signed": verified.counter_signed,
         "leases": len(said.leases),
         "settlements": len(verified.settlements),
         "forfeited": [_forfeited(line) for line in _all_forfeited(verified)],
@@ -238,7 +239,8 @@ def _tell(verified: Verified) -> None:
         )
     line(
         "moves",
-        f"{len(said.grants)} grants, {len(said.leases)} leases, "
+        f"{len(said.grants)} grants, {verified.counter_signed} of them counter-signed by enclaves, "
+        f"{len(said.leases)} leases, "
         f"{len(verified.settlements)} signed settlements, {sum(said.used.values())} credits used",
     )
     for lease in _all_forfeited(verified):

@@ -19,10 +19,12 @@ from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian.budget import Account
 from aigovtool.custodian.ledger import Ledger, loan_of, session_of
+from aigovtool.custodian.notices import notice_of
 from aigovtool.custodian.records import (
     AppraisalRow,
     Event,
     GrantRow,
+    GrantSeenRow,
     LeaseAccount,
     Loan,
     Session,
@@ -109,6 +111,8 @@ class Accounting:
         leases = _leases(tx, loan.loan, span)
         names = dict.fromkeys(tx.sessions_between(loan.loan, span.begin, span.end))
         names |= dict.fromkeys(lease.session for lease in leases)
+        grants, signers = self._grants(tx, loan.loan, span)
+        names |= dict.fromkeys(signers)
         sessions = tuple(_session(tx, session_of(tx, name), span) for name in names)
         model = tx.model(loan.model)
         if model is None:
@@ -133,12 +137,27 @@ class Accounting:
             opening=_balance(tx.balance_at(loan.loan, span.begin)),
             closing=_balance(tx.balance_at(loan.loan, span.end)),
             used=used,  # type: ignore[arg-type]
-            grants=tuple(map(_grant, tx.grants_between(loan.loan, span.begin, span.end))),
+            grants=grants,
             leases=leases,
             sessions=sessions,
             decisions=tuple(_decisions(tx, loan.loan, span)),
         )
         return statement, archive
+
+    def _grants(
+        self, tx: Reading, loan: LoanId, span: _Span
+    ) -> tuple[tuple[GrantLine, ...], list[SessionId]]:
+        """Return the grants of a span, and the sessions that counter-signed them."""
+        lines, signers = [], []
+        told = tx.told_between(loan, span.begin, span.end)
+        for row, grant in zip(tx.grants_between(loan, span.begin, span.end), told, strict=True):
+            seen = tx.grant_seen(grant.number)
+            if seen is not None and span.by_end(seen.received) is None:
+                seen = None
+            if seen is not None:
+                signers.append(seen.session)
+            lines.append(_grant(row, notice_of(grant, self._key), seen))
+        return tuple(lines), signers
 
 
 def _check_sum(tx: Reading, loan: Loan) -> None:
@@ -164,7 +183,7 @@ def _balance(account: Account) -> Balance:
     )
 
 
-def _grant(row: GrantRow) -> GrantLine:
+def _grant(row: GrantRow, notice: Signed, seen: GrantSeenRow | None) -> GrantLine:
     return GrantLine(
         time=row.created,
         credits=row.credits,
@@ -173,6 +192,12 @@ def _grant(row: GrantRow) -> GrantLine:
         lease=row.lease,
         actor=row.actor,
         reason=row.reason,
+        notice=notice,
+        seen=None
+        if seen is None
+        else Received(
+            signed=Signed(payload=seen.payload, signature=seen.signature), received=seen.received
+        ),
     )
 
 

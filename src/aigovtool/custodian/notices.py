@@ -27,6 +27,21 @@ from aigovtool.wire.grants import GrantNotice, GrantSeen
 MAX_NOTICES = 100  # at one time, less than a connection may have waiting; more after the next
 
 
+def notice_of(grant: ToldGrant, key: SigningKey) -> Signed:
+    """Return the notice of a grant, signed by the custodian's *key*."""
+    notice = GrantNotice(
+        loan=grant.loan,
+        number=grant.number,
+        place=grant.place,
+        credits=grant.credits,
+        consumer=grant.consumer,
+        kind=grant.kind.value,
+        granted=grant.granted,
+        made=grant.created,
+    )
+    return sign(notice, key, Label.GRANT_NOTICE)
+
+
 class Notices:
     """Signs what was granted, and keeps who saw it."""
 
@@ -40,17 +55,7 @@ class Notices:
 
     def notice(self, grant: ToldGrant) -> Signed:
         """Return the notice of a grant."""
-        notice = GrantNotice(
-            loan=grant.loan,
-            number=grant.number,
-            place=grant.place,
-            credits=grant.credits,
-            consumer=grant.consumer,
-            kind=grant.kind.value,
-            granted=grant.granted,
-            made=grant.created,
-        )
-        return sign(notice, self._key, Label.GRANT_NOTICE)
+        return notice_of(grant, self._key)
 
     def sweep(self) -> None:
         """Tell the enclaves that are connected here of grants that are new, made by whomever."""

@@ -6,9 +6,10 @@ A custodian's statement, checked offline: by the borrower, by a consumer, by any
 2. The archive is what it names: each document has its digest.
 3. The model's manifest is the custodian's, and the one that it names.
 4. What sessions signed is genuine, whole and fits (`settled`); the sums follow from it (`sums`).
-5. The sessions were attested, by evidence that is judged again (`attested`).
-6. A consumer's receipts are accounted for (`covered`).
-7. The custodian's transparency log says the same (`logged`).
+5. Each grant has the notice that enclaves were told, and who counter-signed it did (`granted`).
+6. The sessions were attested, by evidence that is judged again (`attested`).
+7. A consumer's receipts are accounted for (`covered`).
+8. The custodian's transparency log says the same (`logged`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from aigovtool.ids import LeaseId, LoanId, SessionId, sha256
 from aigovtool.proof.attested import check_evidence, document
 from aigovtool.proof.covered import Covered, check_covered
 from aigovtool.proof.findings import Finding, Findings
+from aigovtool.proof.granted import check_grants
 from aigovtool.proof.logged import Log, check_logged, check_receipts_logged, read_log
 from aigovtool.proof.receipts import Checked
 from aigovtool.proof.settled import check_settlements
@@ -44,6 +46,7 @@ class Verified:
     Args:
         statement: signed by the custodian's key.
         findings: what does not hold; nothing when all is in order.
+        counter_signed: grants that an enclave counter-signed.
         settlements: those that their sessions signed, by lease.
         evidence: what the newest evidence of each session said.
         covered: what became of the receipts that were given, None when none were.
@@ -52,6 +55,7 @@ class Verified:
 
     statement: Statement
     findings: tuple[Finding, ...]
+    counter_signed: int
     settlements: Mapping[LeaseId, Settlement]
     evidence: Mapping[SessionId, AttestationResult]
     covered: Covered | None
@@ -114,6 +118,7 @@ def verify_statement(
             )
     settlements = check_settlements(statement, findings)
     check_sums(statement, settlements, findings)
+    counter_signed = check_grants(statement, findings)
     evidence = check_evidence(statement, archive, findings, policy=policy, as_of=as_of)
     covered = None
     if receipts is not None:
@@ -130,6 +135,7 @@ def verify_statement(
     return Verified(
         statement=statement,
         findings=found if receipts is None else (*receipts.findings, *found),
+        counter_signed=counter_signed,
         settlements=settlements,
         evidence=evidence,
         covered=covered,

@@ -39,6 +39,13 @@ class Balance(Message, frozen=True, kw_only=True):
     forfeited: int
 
 
+class Received(Message, frozen=True, kw_only=True):
+    """What a session signed, as it came, and when."""
+
+    signed: Signed
+    received: Time
+
+
 class GrantLine(Message, frozen=True, kw_only=True):
     """
     Credits that were made.
@@ -47,6 +54,9 @@ class GrantLine(Message, frozen=True, kw_only=True):
         consumer: whose own budget they were added to, within the loan's; None for the loan itself.
         kind: ``grant``, ``approval`` or ``refund``.
         lease: the forfeited lease that a refund is for.
+        notice: the custodian's signed `GrantNotice`, the one that enclaves are told; None only in
+            statements of programs that did not put it here.
+        seen: a session's `GrantSeen` under that notice, None while no enclave counter-signed it.
     """
 
     time: Time
@@ -56,13 +66,8 @@ class GrantLine(Message, frozen=True, kw_only=True):
     lease: LeaseId | None
     actor: str
     reason: str
-
-
-class Received(Message, frozen=True, kw_only=True):
-    """What a session signed, as it came, and when."""
-
-    signed: Signed
-    received: Time
+    notice: Signed | None = None
+    seen: Received | None = None
 
 
 class LeaseLine(Message, frozen=True, kw_only=True):
@@ -109,7 +114,8 @@ class AppraisalLine(Message, frozen=True, kw_only=True):
 
 class SessionLine(Message, frozen=True, kw_only=True):
     """
-    An attested run of an enclave that held a lease in the span, or was opened or ended in it.
+    An attested run of an enclave that held a lease in the span, counter-signed a grant of it, or
+    was opened or ended in it.
 
     Args:
         appraisals: the last one before the span, and those in it; the oldest first.

@@ -376,6 +376,10 @@ class View(ABC):
         found = self._all("told_grants", loan=loan, limit=limit)
         return [rows.told_grant_of(row) for row in found]
 
+    def told_between(self, loan: LoanId, begin: datetime, end: datetime) -> Sequence[ToldGrant]:
+        found = self._all("told_between", loan=loan, **rows.span_values(begin, end))
+        return [rows.told_grant_of(row) for row in found]
+
     def told_grant(self, number: int) -> ToldGrant | None:
         row = self._one("told_grant", number=number)
         return None if row is None else rows.told_grant_of(row)

@@ -885,6 +885,15 @@ SELECT number, loan, consumer, credits, kind, created_us,
         AND before.number <= grants.number) AS granted
 FROM grants WHERE loan = :loan ORDER BY number DESC LIMIT :limit;
 
+-- name: told_between
+-- The grants of a loan that were made in a span as the borrower is told of them, the oldest first.
+SELECT number, loan, consumer, credits, kind, created_us, place, granted
+FROM (SELECT number, loan, consumer, credits, kind, created_us,
+        count(*) OVER (ORDER BY number) AS place,
+        sum(CASE WHEN consumer IS NULL THEN credits ELSE 0 END) OVER (ORDER BY number) AS granted
+    FROM grants WHERE loan = :loan) AS told
+WHERE created_us >= :begin_us AND created_us < :end_us ORDER BY number;
+
 -- name: told_grant
 -- One grant.
 SELECT number, loan, consumer, credits, kind, created_us,
