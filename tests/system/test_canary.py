@@ -2,16 +2,21 @@
 I5: nothing of a query leaves the enclave but its answer.
 
 Real processes at their most talkative, and a relay that decrypts every byte to the custodian. Then
-all that anybody sees but the consumer is searched: those bytes, every log, metric, event and file.
+all that anybody sees but the consumer is searched: those bytes, every log, metric, event and file,
+what webhooks are told and what goes out as traces.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import http.client
+import http.server
 import json
 import ssl
+import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +34,8 @@ CANARY = np.float32(7313.1377)
 WORD = "kanarienvogel"  # in a query, wherever text can be
 WISH = "fragespecht"  # a consumer's reason: the custodian's to know, and nobody's to log
 VERDICT = "richterstar"  # an operator's reason for a stop: the consumers' to know
+TRACE = "c0ffee00c0ffee00c0ffee00c0ffee00"  # a consumer's own: the custodian must not learn it
+TOLD = ("request.opened", "request.denied", "loan.stopped", "session.stop_proof", "session.ended")
 LOUD = ("--log-level", "debug", "--log-format", "json")
 BODY_LIMIT = 200_000
 
@@ -57,7 +64,54 @@ def lines_of(process: Process) -> list[dict[str, object]]:
     return [json.loads(line) for line in process.output().splitlines() if line.startswith("{")]
 
 
-def test_a_query_is_nowhere_but_in_its_answer(tmp_path: Path) -> None:
+class Collector:
+    """Takes and keeps, head and body, whatever is posted to it."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+        kept = self.kept
+
+        class Take(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                kept.append(f"{self.path}\n{self.headers}".encode() + body)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Nothing is said of it."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Take)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def all(self) -> bytes:
+        return b"\n".join(self.kept)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def collectors() -> Iterator[tuple[Collector, Collector]]:
+    """For webhooks and for traces."""
+    both = Collector(), Collector()
+    yield both
+    for each in both:
+        each.close()
+
+
+def test_a_query_is_nowhere_but_in_its_answer(
+    tmp_path: Path, collectors: tuple[Collector, Collector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks, traces = collectors
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", traces.url)
     with Stage(tmp_path / "stage") as stage:
         assert stage.init().code == 0
         tap = Tap(DataFolder(stage.data), to_port=stage.custodian_port)
@@ -66,6 +120,8 @@ def test_a_query_is_nowhere_but_in_its_answer(tmp_path: Path) -> None:
             "--interface", str(ASSETS / "interface.json"), "--num-requests", "12",
             "--lease-duration", "1", *LOUD,
         )  # fmt: skip
+        events = [word for kind in TOLD for word in ("--event", kind)]
+        assert stage.custodian("webhook", "add", hooks.url, *events).code == 0
         ticket = read_ticket(stage.data / "loan.toml")
         diverted = stage.folder / "tapped.toml"
         diverted.write_text(to_toml(ticket).replace(ticket.custodian, f"127.0.0.1:{tap.port}"))
@@ -99,7 +155,8 @@ def test_a_query_is_nowhere_but_in_its_answer(tmp_path: Path) -> None:
         binary = encode_infer_request(
             {"image": np.full((1, 8, 8), CANARY, np.float32)}, binary=True
         )
-        assert ask(b"".join(binary.chunks), **dict(binary.headers))[0] == 200
+        trace = {"traceparent": f"00-{TRACE}-c0ffee00c0ffee00-01"}
+        assert ask(b"".join(binary.chunks), **dict(binary.headers), **trace)[0] == 200
         named = json.loads(image(float(CANARY))) | {"id": WORD}
         assert ask(json.dumps(named).encode(), User_Agent=WORD, Idempotency_Key=WORD)[0] == 200
         named["inputs"][0]["name"] = WORD
@@ -135,7 +192,8 @@ def test_a_query_is_nowhere_but_in_its_answer(tmp_path: Path) -> None:
         scraped += urllib.request.urlopen(page, timeout=10).read()
         assert b"aigovtool_enclave_queries_total" in scraped
         assert b"aigovtool_custodian_events_total" in scraped
-        events = stage.custodian("events", "--limit", "10000").stdout.encode()
+        events_said = stage.custodian("events", "--limit", "10000").stdout.encode()
+        stage.wait_for(custodian, lambda: b'"session.stop_proof"' in hooks.all())
         assert enclave.terminate() == 0
         assert custodian.terminate() == 0
 
@@ -147,7 +205,17 @@ def test_a_query_is_nowhere_but_in_its_answer(tmp_path: Path) -> None:
         for path in stage.folder.rglob("*"):
             if path.is_file():
                 places[str(path)] = path.read_bytes()
-        places |= {"metrics": scraped, "events": events, "stderr": asked.stderr.encode()}
+        places |= {"metrics": scraped, "events": events_said, "stderr": asked.stderr.encode()}
+        for told in (hooks, traces):
+            assert WISH.encode() not in told.all()
+            assert VERDICT.encode() not in told.all()
+            assert key.encode() not in told.all()
+        for kind in ("request.opened", "loan.stopped"):
+            assert f'"{kind}"'.encode() in hooks.all()
+        assert bytes.fromhex(TRACE) in traces.all()  # so the query's own span is among them
+        for form in (TRACE.encode(), bytes.fromhex(TRACE)):
+            assert form not in b"".join(said)
+        places |= {"webhooks": hooks.all(), "traces": traces.all()}
         needles = {"the word": WORD.encode(), "the number": b"7313.137"}
         needles |= forms_of("input", np.full(4, CANARY, np.float32))
         needles |= forms_of("output", scores[:4])

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
+from standardwebhooks.webhooks import Webhook as TheirWebhook
 
 from aigovtool.custodian.store.postgres import PostgresStore
 from aigovtool.demo.stage import Process, Stage, free_port
@@ -18,6 +21,7 @@ from aigovtool.demo.story import ASSETS
 from aigovtool.errors import BudgetExhaustedError, LoanNotActiveError, UnavailableError
 from aigovtool.wire.ticket import read_ticket, to_toml
 from tests import postgresql
+from tests.custodian.test_webhooks import receiver
 from tests.system.test_faults import ask, connect
 
 PUSH_LIMIT_S = 1.0
@@ -168,3 +172,44 @@ async def test_an_enclave_goes_on_when_its_replica_or_the_database_is_killed(pai
             assert "replica.gone" in {event.kind for event in tx.last_events(None, 1000)}
     finally:
         store.close()
+
+
+@pytest.mark.slow
+async def test_each_message_of_a_webhook_is_taken_once_of_two_replicas(pair: Pair) -> None:
+    """The first answer is a 500: that message comes again, the same, and in its turn."""
+    came: list[tuple[str, str, int]] = []
+    secret: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
+
+    async def take(request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        told = TheirWebhook(await secret).verify(await request.read(), headers)
+        status = 200 if came else 500
+        came.append((headers["webhook-id"], told["type"], status))
+        if told["type"] == "webhook.test":
+            done.set()
+        return web.Response(status=status)
+
+    async def command(admin: int, *arguments: str) -> Any:
+        outcome = await asyncio.to_thread(
+            pair.stage.custodian, *arguments, admin_port=pair.admins[admin]
+        )
+        assert outcome.code == 0, outcome.stderr
+        return outcome.json()
+
+    async with receiver(take) as url:
+        kinds = ("--event", "loan.stopped", "--event", "loan.resumed")
+        added = await command(0, "webhook", "add", url, *kinds)
+        secret.set_result(added["secret"])
+        for turn in range(3):
+            await command(turn % 2, "loan", "stop", "--reason", "why")
+            await command((turn + 1) % 2, "loan", "resume")
+        await command(1, "webhook", "test", added["webhook"]["webhook"])
+        async with asyncio.timeout(120):
+            await done.wait()
+    failed, *taken = came
+    assert failed[2] == 500
+    assert taken[0][:2] == failed[:2]
+    assert [status for _, _, status in taken] == [200] * 7
+    assert [kind for _, kind, _ in taken] == ["loan.stopped", "loan.resumed"] * 3 + ["webhook.test"]
+    assert len({message for message, _, _ in taken}) == 7
