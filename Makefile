@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint typecheck imports unit docs bench bench-serving faults fleet flips nodes protos lock clean check-python
+.PHONY: demo test lint typecheck imports unit docs bench bench-serving faults soak fleet flips nodes protos lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
@@ -45,6 +45,10 @@ bench-serving: .venv/.dev
 # Random kills, partitions and pauses of real processes, then the count: some 20 minutes
 faults: .venv/.dev
 	$(BIN)/python -m benchmarks.faults --kills 200
+
+# An enclave at 80 % load for 30 minutes: flat memory and descriptors, no error
+soak: .venv/.dev
+	$(BIN)/python -m benchmarks.soak
 
 # What a fleet of simulated enclaves costs one custodian, and how fast a stop is: some 10 minutes
 fleet: .venv/.dev
