@@ -6,7 +6,10 @@ Rule 2: a connection that cannot keep up is dropped: on its return it is told th
         whole, so nothing is lost by it.
 Rule 3: a session has one connection at a time. Another one waits until the first is dead; it is
         pinged, so that it is known within seconds. Two that live at once would be clones.
-Rule 4: with several processes on one ledger, pushes come by `told`. A process that is parted from
+Rule 4: who asked for a lease and got none is told of freed credits in turn, who went without
+        for longest first, and only as many at once as there are credits: one credit does not make
+        a thousand enclaves ask, and the quickest does not get every one.
+Rule 5: with several processes on one ledger, pushes come by `told`. A process that is parted from
         the others hears nothing: it drops its connections and takes none, until it has joined.
 """
 
@@ -19,9 +22,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from aigovtool.custodian.pushes import Push, announced
 from aigovtool.errors import RefusedError, UnavailableError
 from aigovtool.ids import LoanId, SessionId
-from aigovtool.wire.control import FromCustodian
+from aigovtool.wire.control import CreditsFreed, FromCustodian
 
 MAX_WAITING_PUSHES = 256
+TURN_S = 0.05  # for those who were told of freed credits to ask, before the next are told
+LAST_TURN_S = 1.0  # by then all are told
 PAUSED_S = 1.0  # so late no timer of a running process goes off
 TAKEOVER_WAIT_S = 8.0  # longer than a dead connection goes unnoticed, shorter than a peer waits
 
@@ -38,12 +43,24 @@ class Connection:
         self.loan = loan
         self.outgoing: asyncio.Queue[FromCustodian | None] = asyncio.Queue()
         self.gone = asyncio.Event()
+        self._in_turn: FromCustodian | None = None
 
     def send(self, message: FromCustodian | None) -> None:
         """Queue a message, or the end; on the event loop only."""
         if self.outgoing.qsize() >= MAX_WAITING_PUSHES:
             message = None
         self.outgoing.put_nowait(message)
+
+    def send_in(self, delay_s: float, message: FromCustodian) -> None:
+        """Send a message later; if one is to be sent later already, this one takes its place."""
+        if self._in_turn is None:
+            asyncio.get_running_loop().call_later(delay_s, self._send_in_turn)
+        self._in_turn = message
+
+    def _send_in_turn(self) -> None:
+        message, self._in_turn = self._in_turn, None
+        if not self.gone.is_set():
+            self.send(message)
 
 
 class Hub:
@@ -53,6 +70,7 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[SessionId, Connection] = {}
         self._of_loan: dict[LoanId, dict[SessionId, Connection]] = {}
+        self._without: dict[LoanId, dict[SessionId, None]] = {}  # in the order of Rule 4
         self._watchers: set[asyncio.Event] = set()
         self._joined = False
         self.pushed = 0  # messages, since the start
@@ -88,13 +106,34 @@ class Hub:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is connected
                 self._loop.call_soon_threadsafe(call)
 
+    def answered(self, connection: Connection, *, without: bool) -> None:
+        """Note whether a session asked for a lease and goes without; on the event loop only."""
+        waiting = self._without.setdefault(connection.loan, {})
+        if without:
+            waiting.setdefault(connection.session)
+        else:
+            waiting.pop(connection.session, None)
+
     def _deliver(self, push: Push) -> None:
+        turns = self._turns(push) if isinstance(push.message, CreditsFreed) else {}
         for connection in list(self._of_loan.get(push.loan, {}).values()):
             if connection.session != push.but and push.only in (None, connection.session):
-                connection.send(push.message)
+                if delay_s := turns.get(connection.session):
+                    connection.send_in(delay_s, push.message)
+                else:
+                    connection.send(push.message)
                 self.pushed += 1
                 if push.ends:
                     connection.send(None)
+
+    def _turns(self, push: Push) -> dict[SessionId, float]:
+        """Say after how many seconds whom to tell of freed credits (Rule 4)."""
+        assert isinstance(push.message, CreditsFreed)
+        at_once = max(1, push.message.left)
+        return {
+            session: min(LAST_TURN_S, TURN_S * (number // at_once))
+            for number, session in enumerate(self._without.get(push.loan, ()))
+        }
 
     def _wake(self) -> None:
         for watcher in self._watchers:
@@ -138,6 +177,7 @@ class Hub:
         finally:
             del self._connections[session]
             del self._of_loan[loan][session]
+            self._without.get(loan, {}).pop(session, None)
             mine.gone.set()
 
     async def _wait_until_gone(self, session: SessionId) -> None:

@@ -46,6 +46,7 @@ from aigovtool.wire.control import (
     MoreWanted,
     Reattest,
     Report,
+    ReportAnswer,
     SessionEnded,
     Stopped,
 )
@@ -211,8 +212,14 @@ class Control:
         app, session = self._app, connection.session
         match message:
             case Report():
+
+                def tell(answer: ReportAnswer) -> None:
+                    without = message.want is not None and answer.lease is None
+                    app.hub.answered(connection, without=without)
+                    connection.send(answer)
+
                 with app.metrics.report():
-                    await self._reporting.report(session, message, connection.send)
+                    await self._reporting.report(session, message, tell)
             case MoreWanted():
                 with contextlib.suppress(
                     MalformedError, RefusedError
