@@ -436,6 +436,26 @@ def test_a_forged_counter_signature_is_named(month: Month, lies: dict[str, Any])
     assert verified.counter_signed == 1
 
 
+@pytest.mark.parametrize("evidence", [True, False])
+def test_a_lease_said_to_be_recovered_needs_a_reconciliation(month: Month, evidence: bool) -> None:
+    """Else it would be a way around what a receipt says of its balance, and around evidence."""
+
+    def lie(said: Statement) -> Statement:
+        leases = [
+            replace(line, recovered=True) if line.lease == month.lost.lease else line
+            for line in said.leases
+        ]
+        sessions = [
+            replace(line, appraisals=())
+            if not evidence and line.session == month.lost.session
+            else line
+            for line in said.sessions
+        ]
+        return replace(said, leases=tuple(leases), sessions=tuple(sessions))
+
+    assert codes(month.lie(lie)) == {"statement.recovered"}
+
+
 def test_a_refund_left_out_is_named(month: Month) -> None:
     def out(said: Statement) -> Statement:
         return replace(said, grants=said.grants[:-1])

@@ -186,6 +186,7 @@ def as_json_value(verified: Verified) -> dict[str, Any]:
         "leases": len(said.leases),
         "settlements": len(verified.settlements),
         "forfeited": [_forfeited(line) for line in _all_forfeited(verified)],
+        "recovered": [line.lease for line in said.leases if line.recovered],
         "decisions": said.decisions,
         "sessions": [
             {
@@ -246,6 +247,10 @@ def _tell(verified: Verified) -> None:
     for lease in _all_forfeited(verified):
         after = "settled late" if lease.settlement else "refunded" if lease.refunded else "charged"
         line("forfeited", f"{lease.lease}: {lease.credits} credits, {after}")
+    for lease in said.leases:
+        if lease.recovered:
+            word = "settled" if lease.settlement else "charged"
+            line("recovered", f"{lease.lease}: {lease.credits} credits, {word}, by reconciliation")
     for decision in said.decisions:
         reason = decision.detail.get("reason", "")
         who = decision.session or decision.consumer or ""

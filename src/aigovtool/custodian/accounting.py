@@ -205,6 +205,9 @@ def _leases(tx: Reading, loan: LoanId, span: _Span) -> tuple[LeaseLine, ...]:
     found = tx.leases_between(loan, span.begin, span.end, MAX_LEASES + 1)
     if len(found) > MAX_LEASES:
         raise _too_much("more", f"{MAX_LEASES} leases")
+    # a reconciliation enters leases that are over when they begin; so are those of duration 0
+    instant = any(row.granted == row.expires for row in found)
+    recovered = frozenset(tx.recovered_leases(loan) if instant else ())
     lines = []
     for row in found:
         # as it was at the end of the span
@@ -218,7 +221,7 @@ def _leases(tx: Reading, loan: LoanId, span: _Span) -> tuple[LeaseLine, ...]:
             written_off=span.by_end(row.written_off),
         )
         if _belongs(then, span):
-            lines.append(_lease(then))
+            lines.append(_lease(then, recovered=row.lease in recovered))
     return tuple(lines)
 
 
@@ -228,7 +231,7 @@ def _belongs(row: LeaseAccount, span: _Span) -> bool:
     return moved or (row.received is None and row.forfeited is None)
 
 
-def _lease(row: LeaseAccount) -> LeaseLine:
+def _lease(row: LeaseAccount, *, recovered: bool) -> LeaseLine:
     settled = row.settlement is not None and row.received is not None
     return LeaseLine(
         lease=row.lease,
@@ -240,6 +243,7 @@ def _lease(row: LeaseAccount) -> LeaseLine:
         forfeited=row.forfeited,
         refunded=row.refunded,
         written_off=row.written_off,
+        recovered=recovered,
     )
 
 

@@ -389,20 +389,23 @@ class _Work:
                 self._grant(books, loan, consumer_id, cap - left, "its use")
         row = self._lease(loan, lease, session, used, caps)
         books.lease(row)
-        entry.event(
-            "lease.recovered",
-            actor=self._actor,
-            loan=loan.loan,
-            session=session.session,
-            lease=lease,
-            credits=used,
-            receipts=len(evidence.costs),
-            settled=opened is not None,
-        )
+        self._say_recovered(row, receipts=len(evidence.costs), settled=opened is not None)
         if opened is not None:
             books.settle(opened, session, actor=self._actor)
         else:
             books.forfeit(row, actor=self._actor)
+
+    def _say_recovered(self, row: LeaseRow, *, receipts: int, settled: bool) -> None:
+        self._entry.event(
+            "lease.recovered",
+            actor=self._actor,
+            loan=row.loan,
+            session=row.session,
+            lease=row.lease,
+            credits=row.credits,
+            receipts=receipts,
+            settled=settled,
+        )
 
     def _lease(
         self,
@@ -488,6 +491,7 @@ class _Work:
         )
         row = self._lease(loan, LeaseId(new_id("lease")), session, excess[loan.loan], caps)
         books.lease(row)
+        self._say_recovered(row, receipts=0, settled=False)
         books.forfeit(row, actor=self._actor)
         self._entry.tx.write_off_leases(loan.loan, self._entry.now)
         return row.lease, excess

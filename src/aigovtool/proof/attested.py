@@ -1,7 +1,9 @@
 """
 Whether the sessions of a statement were what their custodian took them for.
 
-1. Every session that held a lease has evidence that was accepted, before its first lease.
+1. Every session that held a lease has evidence that was accepted, before its first lease. It may
+   be lost with a ledger's newer part: then no more is believed of the session than that its leases
+   are charged whole, which its custodian may always do.
 2. Each piece of it, judged again with the endorsements kept beside it, under the policy kept beside
    it or the reader's own, is genuine, commits to the session's keys, the custodian's nonce and key,
    and the loan, and is accepted. The time is that of the appraisal, or the reader's (`--as-of`).
@@ -60,7 +62,10 @@ def check_evidence(
 
 
 def _check_there_first(statement: Statement, session: SessionLine, findings: Findings) -> None:
-    granted = [line.granted for line in statement.leases if line.session == session.session]
+    leases = [line for line in statement.leases if line.session == session.session]
+    if leases and all(line.recovered and line.settlement is None for line in leases):
+        return
+    granted = [line.granted for line in leases]
     first = min((line.judged for line in session.appraisals), default=None)
     if first is None or first > min(granted, default=first):
         findings.add(

@@ -8,6 +8,8 @@ A consumer's receipts, held against the custodian's statement.
    still open. A refund may not have reached the consumer: where the settlement says that there
    were any, and its own receipts are not whole, as much less may be settled.
 3. Where a settlement or a proof of stopping names the very receipt as its last, the digests agree.
+   Of a lease that was recovered after its ledger was put back from a copy, it is enough that it is
+   charged for what the receipts cost.
 4. A lease for which this consumer was charged more than it holds receipts for is named when it
    holds the later ones without a gap: nothing of its own is missing that could account for it.
 
@@ -104,7 +106,14 @@ def _check_leases(
         cost = sum(each.receipt.cost for each in held)
         settled, line = settlements.get(lease), leases[lease]
         most = max(max(each.receipt.balance_before, each.receipt.balance_after) for each in held)
-        if most > line.credits:
+        if line.recovered:  # of what was shown: it may have held more
+            if settled is None and cost > line.credits:
+                findings.add(
+                    UNCOUNTED, f"{lease}, {consumer}",
+                    "its receipts cost more than was recovered of their lease",
+                    expected=f"at least {cost}", came=line.credits,
+                )  # fmt: skip
+        elif most > line.credits:
             findings.add(
                 "receipt.balance", lease, "a receipt finds more in it than it held",
                 expected=f"at most {line.credits}", came=most,

@@ -32,6 +32,8 @@ from aigovtool.wire.log import LogEntry, read_entry
 from aigovtool.wire.statement import Statement
 
 _SETTLED = {"lease.settled": "lease.settled", "lease.settled_late": "lease.settled"}
+_GRANTED = {"lease.granted": "lease.granted", "lease.recovered": "lease.granted"}
+_SAME = {**_SETTLED, **_GRANTED}
 _COUNTED = {
     "lease.granted": "credits",
     "lease.settled": "used",
@@ -129,7 +131,7 @@ def check_receipts_logged(
     receipts: Iterable[GenuineReceipt], logged: LoggedLoan, findings: Findings
 ) -> None:
     """Check that the leases of receipts were logged, and settled after those receipts."""
-    granted = {entry.lease: entry for entry in logged.entries if entry.kind == "lease.granted"}
+    granted = {entry.lease: entry for entry in logged.entries if entry.kind in _GRANTED}
     settled = {entry.lease: entry for entry in logged.entries if entry.kind in _SETTLED}
     for each in receipts:
         said = each.receipt
@@ -172,7 +174,7 @@ def _listed(statement: Statement, settlements: dict[LeaseId, Settlement]) -> Ite
 
 def _witnessed(entries: Sequence[LogEntry], begin: datetime, end: datetime) -> Iterator[_Move]:
     for entry in entries:
-        kind = _SETTLED.get(entry.kind, entry.kind)
+        kind = _SAME.get(entry.kind, entry.kind)
         if not begin <= entry.time < end:
             continue
         if kind == _APPROVED:

@@ -6,6 +6,7 @@ Whether a statement adds up: from its lines alone, believing none of its totals.
    says that it was refunded has one.
 3. What consumers used is what the settlements of the span say.
 4. Everything has its time: in the span, and not before what it rests on.
+5. A lease that was recovered was so by a reconciliation that is told, at that very time.
 
 In which part of the balance a lease's credits are at any time (`_parts_at`) is as
 `custodian.budget` has it. Times are of several machines, whose clocks differ a little (`SKEW`).
@@ -23,6 +24,7 @@ from aigovtool.wire.control import Settlement
 from aigovtool.wire.statement import Balance, LeaseLine, Statement
 
 REFUND = "refund"
+RECONCILED = "ledger.loan_reconciled"
 SKEW = timedelta(seconds=5)  # between replicas of a custodian; a backdating of more is named
 _PARTS = ("leased", "spent", "forfeited")
 
@@ -43,6 +45,7 @@ def check_sums(
     _check_refunds(statement, findings)
     _check_use(statement, settlements, findings)
     _check_times(statement, findings)
+    _check_recovered(statement, findings)
 
 
 def _check_balance(name: str, balance: Balance, findings: Findings) -> None:
@@ -224,6 +227,18 @@ def _check_times(statement: Statement, findings: Findings) -> None:
             ("its writing off", line.written_off),
         ):
             in_span(line.lease, what, time)
+
+
+def _check_recovered(statement: Statement, findings: Findings) -> None:
+    told = {line.time for line in statement.decisions if line.kind == RECONCILED}
+    for line in statement.leases:
+        if line.recovered and line.granted >= statement.begin and line.granted not in told:
+            findings.add(
+                "statement.recovered",
+                line.lease,
+                "it was recovered, and no reconciliation then is told",
+                expected=f"{RECONCILED} at {line.granted}",
+            )
 
 
 def _expect(

@@ -80,6 +80,8 @@ class LeaseLine(Message, frozen=True, kw_only=True):
         refunded: when its credits were granted again, None when they were not.
         written_off: when a ledger that had been put back from a copy was reconciled and did not
             know its use, None otherwise; what it did not use comes back no more.
+        recovered: it was entered, at `granted`, by such a reconciliation, of what was shown or had
+            to be feared of its use: `credits` is that, and it may have held more.
     """
 
     lease: LeaseId
@@ -91,6 +93,7 @@ class LeaseLine(Message, frozen=True, kw_only=True):
     forfeited: Time | None
     refunded: Time | None
     written_off: Time | None
+    recovered: bool = False
 
 
 class AppraisalLine(Message, frozen=True, kw_only=True):

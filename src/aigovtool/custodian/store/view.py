@@ -297,6 +297,9 @@ class View(ABC):
         found = self._all("sessions_between", loan=loan, **rows.span_values(begin, end))
         return [row["session"] for row in found]
 
+    def recovered_leases(self, loan: LoanId) -> Sequence[LeaseId]:
+        return [row["lease"] for row in self._all("recovered_leases", loan=loan)]
+
     def events_between(
         self, loan: LoanId, begin: datetime, end: datetime, after: int, limit: int
     ) -> Sequence[Event]:

@@ -522,6 +522,10 @@ SELECT session FROM sessions
 WHERE loan = :loan AND opened_us < :end_us AND (opened_us >= :begin_us OR ended_us >= :begin_us)
 ORDER BY opened_us, session;
 
+-- name: recovered_leases
+-- The leases of a loan that reconciliations entered.
+SELECT lease FROM events WHERE loan = :loan AND kind = 'lease.recovered';
+
 -- name: events_between
 -- Everything that was decided for a loan in a span, the oldest first.
 SELECT number, time_us, kind, actor, loan, session, consumer, lease, detail
