@@ -12,7 +12,7 @@ import pytest
 
 from aigovtool.enclave.control import Conversation
 from aigovtool.wire.codec import Message
-from aigovtool.wire.control import LoanChanged, ReportAnswer, RosterChanged
+from aigovtool.wire.control import LoanChanged, Report, ReportAnswer, RosterChanged, ShuttingDown
 
 from .conftest import running_enclave
 from .custodian import FakeCustodian
@@ -76,3 +76,25 @@ async def test_its_retry_under_the_same_key_is_charged_once_after_the_block(
                 pass
         assert (await enclave.infer(Idempotency_Key="k"))[2]["Aigovtool-Replayed"] == "1"
     assert (custodian.spent, custodian.left, custodian.leased) == (1, 9, 0)
+
+
+@pytest.mark.parametrize("duration_s", [5.0, 0.0])
+@pytest.mark.parametrize("patience", ["", "wait=3"])
+async def test_a_lease_that_comes_after_the_custodian_shuts_down_serves_nobody(
+    custodian: FakeCustodian, duration_s: float, patience: str
+) -> None:
+    """It was granted before; its answer and what is pushed go two ways, and may change places."""
+    custodian.lease_duration_s = duration_s
+
+    async def shut_down(report: Report) -> None:
+        if report.want is not None:
+            await custodian.push(ShuttingDown(settle_within_s=2.0))
+
+    custodian.before_answer = shut_down
+    async with running_enclave(custodian) as enclave:
+        headers = {"Prefer": patience} if patience else {}
+        status, answer, told = await enclave.infer(**headers)
+        assert (status, answer["reasons"][0]["code"]) == (503, "custodian.unreachable")
+        assert "Aigovtool-Receipt" not in told
+        await custodian.until(lambda: not custodian.leased)  # while it is still there to settle
+    assert (custodian.spent, custodian.left) == (0, 10)
