@@ -36,6 +36,7 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.metering
 	$(BIN)/python -m benchmarks.lease_zero
 	$(BIN)/python -m benchmarks.ready
+	$(BIN)/python -m benchmarks.download
 
 # The enclave beside the bare engine and beside other model servers, some 15 minutes; needs wrk
 bench-serving: .venv/.dev

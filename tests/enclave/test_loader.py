@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from aigovtool.crypto.signing import SigningKey
+from aigovtool.enclave import loader as loader_module
 from aigovtool.enclave.cache import BodyCache
 from aigovtool.enclave.loader import Loader
 from aigovtool.enclave.progress import LoggedProgress
@@ -177,6 +179,41 @@ async def test_a_disk_that_fills_up_is_a_warning(
     assert works(await loader(source, tmp_path / "cache").load(model.verified, model.content_key))
     assert "No space left" in caplog.text
     assert list((tmp_path / "cache").iterdir()) == []
+    assert source.offsets == [0]  # what the disk did not take was decrypted all the same
+
+
+async def test_what_came_before_a_download_failed_is_kept_for_the_next(
+    model: models.Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aigovtool.enclave.loader.MAX_CUTS", 0)
+    cache = tmp_path / "cache"
+    first, second = Source(model), Source(model)
+    first.cut_after = [2 * PIECE]
+    with pytest.raises(UnavailableError):
+        await loader(first, cache).load(model.verified, model.content_key)
+    (part,) = cache.iterdir()
+    assert part.read_bytes() == model.body.read_bytes()[: 2 * PIECE]
+    assert works(await loader(second, cache).load(model.verified, model.content_key))
+    assert second.offsets == [2 * PIECE]
+    (kept,) = cache.iterdir()
+    assert kept.read_bytes() == model.body.read_bytes()
+
+
+async def test_a_disk_that_fills_up_in_the_middle_keeps_nothing(
+    model: models.Sealed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all, calls = loader_module._write_all, itertools.count()
+
+    def full_later(*given: object) -> None:
+        if next(calls) == 2:
+            raise OSError(28, os.strerror(28))
+        write_all(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loader_module, "_write_all", full_later)
+    source = Source(model)
+    assert works(await loader(source, tmp_path / "cache").load(model.verified, model.content_key))
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert next(calls) == 3  # later pieces would leave a gap
 
 
 async def test_two_processes_do_not_write_one_body(model: models.Sealed, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ From a signed manifest and a content key to a model that answers.
 
 Rule 1: plaintext exists in memory only, and once: the runtime computes from where it was decrypted.
         That memory is overwritten when the model is closed, or at once if the runtime copied it.
-Rule 2: a download that is cut goes on where it was cut; ciphertext is cached if there is a place.
+Rule 2: what comes is decrypted as it comes. A download that is cut goes on where it was cut;
+        ciphertext is cached if there is a place, before it is decrypted.
 Rule 3: cached bytes that do not authenticate are fetched anew, once; then the fault is elsewhere.
 Rule 4: loading can be cancelled; what was decrypted is overwritten before `load` ends.
 """
@@ -30,7 +31,8 @@ from aigovtool.sealing.memory import anonymous_memory
 from aigovtool.sealing.unseal import unseal_into
 
 MAX_CUTS = 8  # of one download without a byte in between
-PIPE_PIECES = 8  # pieces that wait to be decrypted; of `PIECE_BYTES` each
+PIECE_BYTES = 1 << 20  # as downloads come, and as what the cache has is read
+PIPE_PIECES = 8  # that wait to be decrypted
 
 _log = logging.getLogger(__name__)
 
@@ -113,42 +115,31 @@ class Loader:
                 except VerificationError as error:
                     _log.warning("the cached model is damaged and is fetched again: %s", error)
                     self._cache.forget(body)
-        with self._cache.writing(body) as part:
-            if part is not None and await self._complete(part, verified):
-                part.seek(0)
+        with self._cache.writing(body) as stream:
+            if stream is not None:
+                part = _Part(stream)
                 try:
-                    model = await self._unseal(part, verified, content_key)
+                    model = await self._fetched(verified, content_key, part)
                 except VerificationError as error:
                     _log.warning("the fetched model is damaged and is fetched again: %s", error)
-                    self._cache.forget(body)
                 else:
-                    self._cache.keep(body)
+                    if part.whole:
+                        self._cache.keep(body)
+                    else:
+                        self._cache.forget(body)
                     return model
-        return await self._streamed(verified, content_key)
-
-    async def _complete(self, part: io.FileIO, verified: VerifiedManifest) -> bool:
-        """Download what is missing of *part*; False when the disk does not take it."""
-        body = verified.manifest.body
-        done = part.tell()
-        self._progress.begin("fetching the sealed model", body.size)
-        async for piece in self._download(verified, done):
-            try:
-                _write_all(part, piece)
-            except OSError as error:
-                _log.warning("cannot write to the cache, going on without: %s", error.strerror)
                 self._cache.forget(body)
-                return False
-            done += len(piece)
-            self._progress.at(done)
-        return True
+        return await self._fetched(verified, content_key, None)
 
-    async def _streamed(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
-        """Decrypt while fetching, and keep no ciphertext."""
+    async def _fetched(
+        self, verified: VerifiedManifest, content_key: bytes, part: _Part | None
+    ) -> OnnxModel:
+        """Decrypt while fetching; what *part* has is not fetched, and the rest is added to it."""
         pipe = _Pipe()
 
         async def pump() -> None:
             try:
-                async for piece in self._download(verified, 0):
+                async for piece in self._pieces(verified, part):
                     await pipe.put(piece)
             except Exception as error:
                 pipe.fail(error)
@@ -157,12 +148,22 @@ class Loader:
 
         pumping = asyncio.create_task(pump())
         try:
-            return await self._unseal(pipe, verified, content_key)
+            return await self._unseal(pipe, verified, content_key, "fetching and unsealing")
         finally:
             pumping.cancel()
             await asyncio.wait([pumping])
             if not pumping.cancelled():
                 pumping.exception()  # the reader of the pipe has raised it
+
+    async def _pieces(self, verified: VerifiedManifest, part: _Part | None) -> AsyncIterator[bytes]:
+        offset = 0
+        while part is not None and (piece := part.read()):
+            offset += len(piece)
+            yield piece
+        async for piece in self._download(verified, offset):
+            if part is not None:
+                part.add(piece)
+            yield piece
 
     async def _download(self, verified: VerifiedManifest, offset: int) -> AsyncIterator[bytes]:
         """Yield the body from *offset* on, going on after each cut where it was cut."""
@@ -186,10 +187,14 @@ class Loader:
                 await backoff.wait()
 
     async def _unseal(
-        self, source: Source, verified: VerifiedManifest, content_key: bytes
+        self,
+        source: Source,
+        verified: VerifiedManifest,
+        content_key: bytes,
+        what: str = "unsealing",
     ) -> OnnxModel:
         guarded = _Cancellable(source)
-        self._progress.begin("unsealing", verified.manifest.plaintext_size)
+        self._progress.begin(what, verified.manifest.plaintext_size)
         work = asyncio.create_task(
             asyncio.to_thread(self._unseal_in_thread, guarded, verified, content_key)
         )
@@ -239,6 +244,29 @@ class Loader:
         if not files:
             unsealed.wipe()  # the runtime has copied the graph, and nothing else was lent
         return model
+
+
+class _Part:
+    """A body in the cache that is not whole yet: what is there is read, then the rest added."""
+
+    def __init__(self, stream: io.FileIO) -> None:
+        self._stream = stream
+        self._stream.seek(0)
+        self.whole = True  # so far: a disk that does not take a piece has not got the rest either
+
+    def read(self) -> bytes:
+        """Return the next piece, nothing at the end."""
+        return self._stream.read(PIECE_BYTES)
+
+    def add(self, piece: bytes) -> None:
+        """Write a piece at the end; a disk that is full is a warning (`cache`, Rule 2)."""
+        if not self.whole:
+            return
+        try:
+            _write_all(self._stream, piece)
+        except OSError as error:
+            _log.warning("cannot write to the cache, going on without: %s", error.strerror)
+            self.whole = False
 
 
 def _write_all(stream: io.FileIO, piece: bytes) -> None:
