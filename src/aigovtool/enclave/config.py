@@ -23,11 +23,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Args:
         max_body_bytes: of a query.
-        max_bodies_bytes: of all queries that are in memory at one time.
+        max_bodies_bytes: of all queries that are in memory at one time; one consumer gets three
+            quarters of it, and two bodies' worth in any case.
         max_tensors: inputs or outputs named in a query.
         body_time_s: for a query's body to arrive.
         query_time_s: for its computation.
-        max_queue: queries that are being computed or wait for a compute thread.
+        max_queue: queries that are being computed or wait for a compute thread; one consumer gets
+            three quarters of it.
         max_waiting: queries that wait for credits.
         max_waiting_each: of one consumer.
         lease_wait_s: how long a query waits for a lease of credits that exist.

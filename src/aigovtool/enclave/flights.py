@@ -5,12 +5,14 @@ Rule 1: whoever is in flight can be cancelled at any moment; its client is answe
         its computation is told to end.
 Rule 2: who ends it says why, and learns whether its computation had begun.
 Rule 3: a model is let go only when no thread computes with it any more.
+Rule 4: one consumer cannot take all the places: some are kept for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
@@ -22,6 +24,7 @@ from aigovtool.telemetry.metrics import Times
 from aigovtool.wire.tensors import Array
 
 FULL_RETRY_AFTER_S = 1.0
+CONSUMER_SHARE = 0.75  # of what all consumers have together, that one of them can take
 
 Outputs = dict[str, Array]
 
@@ -102,6 +105,7 @@ class Flights:
     def __init__(self, *, threads: int, limit: int, time_s: float) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
         self._limit = limit
+        self._each = math.ceil(limit * CONSUMER_SHARE)
         self._time_s = time_s
         self.times = Times()
         self._flights: dict[Flight, None] = {}
@@ -110,13 +114,16 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def check_room(self) -> None:
+    def check_room(self, consumer: ConsumerId) -> None:
         """Refuse a query before it is charged, when it would have to wait too long."""
-        if len(self._jobs) >= self._limit:
+        if len(self._jobs) < self._each:
+            return
+        own = sum(flight.consumer == consumer for flight in self._flights)
+        if len(self._jobs) >= self._limit or own >= self._each:
             raise UnavailableError(
                 "too many queries are in flight",
                 code="queue.full",
-                came=f"{len(self._jobs)} queries",
+                came=f"{len(self._jobs)} queries, {own} of them yours",
                 retry_after_s=FULL_RETRY_AFTER_S,
             )
 

@@ -418,9 +418,7 @@ class Renewal:
 
     def _open(self, lease: Lease, sent: _Sent, now_s: float) -> None:
         """Open a lease. One of duration 0 serves those that asked for it, in this very step."""
-        if (
-            self._suspended
-        ):  # granted before the custodian began to shut down: it goes straight back
+        if self._suspended:  # granted before the custodian began to shut down: straight back
             self.meter.open(lease, sent.first_sent_at_s, expires_s=-math.inf)
             return
         if lease.duration_s > 0:

@@ -33,9 +33,11 @@ _IDENTITY = b"identity"
 _OK = 200
 
 
-async def plain_body(request: Request, body: bytes, *, max_bytes: int, room: BodyRoom) -> bytes:
+async def plain_body(
+    request: Request, body: bytes, *, max_bytes: int, room: BodyRoom, of: str
+) -> bytes:
     """
-    Return the *body* of *request* as it was before it was compressed.
+    Return the *body* of *request*, of consumer *of*, as it was before it was compressed.
 
     Raises:
         MalformedError: another coding, or not such a stream.
@@ -57,7 +59,7 @@ async def plain_body(request: Request, body: bytes, *, max_bytes: int, room: Bod
     size = 0
     piece = next(coming, None)
     while piece is not None:
-        room.take(len(piece))
+        room.take(len(piece), of)
         request.body_bytes += len(piece)
         size += len(piece)
         if size > max_bytes:

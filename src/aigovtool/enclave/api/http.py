@@ -39,24 +39,40 @@ class ClientGoneError(Exception):
 
 
 class BodyRoom:
-    """How many bytes of bodies may be in memory at one time, all requests together."""
+    """
+    How many bytes of bodies may be in memory at one time, all requests together.
 
-    __slots__ = ("_free",)
+    Args:
+        each_bytes: those of one consumer; None for as many as there may be.
+    """
 
-    def __init__(self, max_bytes: int) -> None:
+    __slots__ = ("_each", "_free", "_taken")
+
+    def __init__(self, max_bytes: int, each_bytes: int | None = None) -> None:
         self._free = max_bytes
+        self._each = max_bytes if each_bytes is None else each_bytes
+        self._taken: dict[str, int] = {}
 
-    def take(self, size: int) -> None:
-        """Take room; raises UnavailableError when there is not so much."""
-        if size > self._free:
+    def take(self, size: int, of: str = "") -> None:
+        """Take room for consumer *of*; raises UnavailableError when there is not so much."""
+        taken = self._taken.get(of, 0) + size
+        if size > self._free or taken > self._each:
             raise UnavailableError(
-                "too many large queries at one time", code="queue.bodies", retry_after_s=1.0
+                "too many large queries at one time",
+                code="queue.bodies",
+                came=f"{taken} bytes of yours",
+                retry_after_s=1.0,
             )
         self._free -= size
+        self._taken[of] = taken
 
-    def give_back(self, size: int) -> None:
+    def give_back(self, size: int, of: str = "") -> None:
         """Give back what was taken."""
         self._free += size
+        if left := self._taken.get(of, 0) - size:
+            self._taken[of] = left
+        else:
+            self._taken.pop(of, None)
 
 
 class Request:
@@ -83,9 +99,9 @@ class Request:
             self.headers.get(b"content-length", b"0") != b"0"
         )
 
-    async def body(self, *, max_bytes: int, time_s: float, room: BodyRoom) -> bytes:
+    async def body(self, *, max_bytes: int, time_s: float, room: BodyRoom, of: str = "") -> bytes:
         """
-        Read the whole body, taking `body_bytes` of *room* as it comes.
+        Read the whole body, taking `body_bytes` of *room* for consumer *of* as it comes.
 
         Raises:
             TooLargeError: it is, or says that it is, longer than *max_bytes*; the rest is not read.
@@ -103,7 +119,7 @@ class Request:
             async with asyncio.timeout(time_s):
                 while not self._read:
                     piece = await self._piece()
-                    room.take(len(piece))
+                    room.take(len(piece), of)
                     self.body_bytes += len(piece)
                     pieces.append(piece)
                     if self.body_bytes > max_bytes:

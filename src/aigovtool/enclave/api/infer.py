@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from aigovtool.enclave.api.leaving import unless_gone, watched
 from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
-from aigovtool.enclave.flights import Cut, FlightCutError
+from aigovtool.enclave.flights import CONSUMER_SHARE, Cut, FlightCutError
 from aigovtool.enclave.refunds import REPEATED, Fate
 from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.enclave.session import Session
@@ -78,7 +79,9 @@ class Infer:
             max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
         )
         self._clock = clock
-        self._room = BodyRoom(limits.max_bodies_bytes)
+        share = math.ceil(limits.max_bodies_bytes * CONSUMER_SHARE)
+        # a body that comes compressed takes its room twice
+        self._room = BodyRoom(limits.max_bodies_bytes, max(share, 2 * limits.max_body_bytes))
         self._replays = Replays(
             keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes, now_s=clock.monotonic_s
         )
@@ -93,10 +96,15 @@ class Infer:
                 max_bytes=self._limits.max_body_bytes,
                 time_s=self._limits.body_time_s,
                 room=self._room,
+                of=consumer,
             )
             if _ENCODING in request.headers:
                 body = await plain_body(
-                    request, body, max_bytes=self._limits.max_body_bytes, room=self._room
+                    request,
+                    body,
+                    max_bytes=self._limits.max_body_bytes,
+                    room=self._room,
+                    of=consumer,
                 )
             key = request.headers.get(_IDEMPOTENCY_KEY)
             if key is None:
@@ -110,7 +118,7 @@ class Infer:
         except AIGovToolError as error:
             return problem_reply(error, [self._remaining(session, consumer)])
         finally:
-            self._room.give_back(request.body_bytes)
+            self._room.give_back(request.body_bytes, consumer)
 
     async def _answer(
         self,
@@ -126,7 +134,7 @@ class Infer:
         """
         query, inputs = await self._read(request, body, model)
         cost = model.price(query.inputs)
-        self._enclave.flights.check_room()
+        self._enclave.flights.check_room(consumer)
         ready = _Ready(consumer, model, query, inputs, model.new_run())
         patience_s, turnstile = self._patience_s(request), session.turnstile
         if not turnstile.limits.active:
