@@ -33,6 +33,7 @@ from aigovtool.wire.ticket import read_ticket, to_toml
 
 IMAGE = np.zeros((1, 8, 8), np.float32)
 PATIENCE_S = 90.0
+ATTEMPTS = 3
 
 
 @dataclass
@@ -127,31 +128,47 @@ def command(scene: Scene, *arguments: str) -> None:
 @pytest.mark.slow
 async def test_what_is_served_after_a_reading_is_never_more_than_it_said(scene: Scene) -> None:
     for how in (Wire.FROZEN, Wire.HALF_OPEN, Wire.CUT, "suspended", "suspended for long"):
-        async with load_on(scene) as load:
-            await load.until_served()
-            if isinstance(how, Wire):
-                scene.wire.set(how)
-            else:
-                scene.enclave.popen.send_signal(signal.SIGSTOP)
-            credits, seconds = await asyncio.to_thread(exposure, scene)
-            read = datetime.now(UTC)  # the reading was made before this
-            assert credits > 0, how
-            assert seconds > 0, how
-            # "if you stop now": until the stop is made, leases may be renewed
-            await asyncio.to_thread(command, scene, "stop", scene.loan, "--reason", str(how))
-            if how == "suspended for long":
-                await asyncio.sleep(max(0.0, seconds - (datetime.now(UTC) - read).total_seconds()))
-            if not isinstance(how, Wire):
-                scene.enclave.popen.send_signal(signal.SIGCONT)
-            # well past what was promised; what came too late is in the receipts' own times
-            await asyncio.sleep(max(0.0, seconds - (datetime.now(UTC) - read).total_seconds()) + 2)
-            after = load.since(read)
-            assert len(after) <= credits, how
-            assert all(one <= read + timedelta(seconds=seconds) for one in after), how
-            if how == Wire.FROZEN:  # so much could indeed be used: the reading is no empty bound
-                assert after
-            if how == "suspended for long":
-                assert not after
-        scene.wire.set(Wire.PASSING)
-        command(scene, "resume", scene.loan)
-        scene.stage.wait_until_serving(scene.enclave, scene.port)
+        for _ in range(ATTEMPTS):
+            showed = await stop_unheard(scene, how)
+            scene.wire.set(Wire.PASSING)
+            command(scene, "resume", scene.loan)
+            scene.stage.wait_until_serving(scene.enclave, scene.port)
+            if showed:
+                break
+        else:
+            pytest.fail(f"{how}: each reading was made too late to show anything")
+
+
+async def stop_unheard(scene: Scene, how: Wire | str) -> bool:
+    """
+    Stop the loan where the enclave does not hear of it, and hold what is served against the reading
+    made before; return whether that showed anything: a busy machine may read when all is over.
+    """
+    async with load_on(scene) as load:
+        await load.until_served()
+        if isinstance(how, Wire):
+            scene.wire.set(how)
+        else:
+            scene.enclave.popen.send_signal(signal.SIGSTOP)
+        credits, seconds = await asyncio.to_thread(exposure, scene)
+        read = datetime.now(UTC)  # the reading was made before this
+        # "if you stop now": until the stop is made, leases may be renewed
+        await asyncio.to_thread(command, scene, "stop", scene.loan, "--reason", str(how))
+        if how == "suspended for long":
+            await asyncio.sleep(left_of(seconds, read))
+        if not isinstance(how, Wire):
+            scene.enclave.popen.send_signal(signal.SIGCONT)
+        # well past what was promised; what came too late is in the receipts' own times
+        await asyncio.sleep(left_of(seconds, read) + 2)
+        after = load.since(read)
+    assert len(after) <= credits, how
+    assert all(one <= read + timedelta(seconds=seconds) for one in after), how
+    if how == "suspended for long":
+        assert not after
+    if how == Wire.FROZEN:  # so much could indeed be used: the reading is no empty bound
+        return bool(after)
+    return credits > 0 and seconds > 0
+
+
+def left_of(seconds: float, since: datetime) -> float:
+    return max(0.0, seconds - (datetime.now(UTC) - since).total_seconds())
