@@ -137,6 +137,53 @@ async def test_credits_that_trickle_in_starve_nobody_at_two_enclaves(stage: Stag
     assert len(leases) <= 2 + 3 * (after["granted"] - before["granted"])
 
 
+async def test_two_portions_are_dealt_in_turns_to_three_consumers_at_two_enclaves(
+    stage: Stage,
+) -> None:
+    ports = [stage.serve_enclave(name)[1] for name in ("first", "second")]
+    keys = [first_key(stage), *(another_consumer(stage, name) for name in ("second", "third"))]
+    served: list[tuple[int, int]] = []
+    each = 2  # queries of each consumer at each enclave
+    async with clients(stage, *[(port, key) for port in ports for key in keys]) as connected:
+        await connected[0].infer({"image": IMAGE})  # the one that there was
+
+        async def wait(at: int, who: int) -> None:
+            await connected[3 * at + who].infer({"image": IMAGE}, wait_s=600.0)
+            served.append((at, who))
+
+        tasks = [
+            asyncio.create_task(wait(at, who))
+            for at in range(2)
+            for who in range(3)
+            for _ in range(each)
+        ]
+
+        async def all_wait() -> bool:
+            views = [await connected[3 * at].waiting() for at in range(2)]
+            return [view.waiting for view in views] == [3 * each] * 2
+
+        await until(all_wait)
+        for portion in (5, 7):
+            due = len(served) + portion
+            await asyncio.to_thread(done, stage, "grant", str(portion))
+
+            async def dealt(due: int = due) -> bool:
+                return len(served) >= due
+
+            await until(dealt)
+            assert len(served) == due
+            for at in range(2):
+                turns = Counter(who for where, who in served if where == at)
+                counts = [turns[who] for who in range(3)]
+                assert max(counts) - min(counts) <= 1, served
+        await asyncio.gather(*tasks)
+    assert Counter(served) == {(at, who): each for at in range(2) for who in range(3)}
+    seen = account(stage)
+    assert (seen["spent"], seen["left"], seen["forfeited"]) == (13, 0, 0)
+    # no herd: about a lease for each enclave and portion, and some for what came back unused
+    assert len(done(stage, "lease", "list")) <= 2 + 3 * 12
+
+
 def account(stage: Stage) -> Any:
     """Return the loan's account once nothing is leased."""
     begin = time.monotonic()
