@@ -124,6 +124,7 @@ class FakeCustodian:
         self.lease_duration_s = 5.0
         self.wipe_after_s = 3600.0
         self.max_lease = 1000
+        self.least_lease = 0
         self.consumers: dict[ConsumerId, Consumer] = {}
         self.sessions: dict[SessionId, Enrolled] = {}
         self.proofs: list[StopProof] = []
@@ -418,12 +419,13 @@ class FakeCustodian:
     def _lease(self, session: Enrolled, report: Report) -> Lease | None:
         assert report.want is not None
         caps: dict[ConsumerId, int] = {}
-        for name, wanted in report.want.by_consumer.items():
+        for name, asked in report.want.by_consumer.items():
             budget = self.consumers[name].budget
-            if budget is not None and (cap := min(wanted, budget)):
+            if budget is not None and (cap := min(asked, budget)):
                 caps[name] = cap
                 self.consumers[name].budget = budget - cap
-        credits = min(report.want.credits, self.left, self.max_lease)
+        wanted = max(report.want.credits, self.least_lease)
+        credits = min(wanted, self.left, self.max_lease)
         if credits == 0:
             return None
         self.left -= credits

@@ -7,10 +7,10 @@ import collections
 
 import pytest
 
-from aigovtool.crypto.labels import Label
 from aigovtool.enclave.config import Limits
 from aigovtool.ids import sha256
-from aigovtool.wire.codec import decode, open_signed
+from aigovtool.proof.receipt_signature import open_receipt
+from aigovtool.wire.codec import decode
 from aigovtool.wire.control import MoreDecided
 from aigovtool.wire.receipt import Receipt, from_header
 
@@ -238,9 +238,7 @@ async def test_the_receipts_chain_verifies(enclave: RunningEnclave) -> None:
     receipts = []
     for _, _, headers in answers:
         signed = from_header(headers["Aigovtool-Receipt"])
-        receipt = open_signed(
-            signed, Receipt, public_key=session.keys.signing_key, label=Label.RECEIPT
-        )
+        receipt = open_receipt(signed, public_key=session.keys.signing_key)
         receipts.append((receipt, signed.payload))
     receipts.sort(key=lambda pair: pair[0].number)
     previous = bytes(32)

@@ -84,9 +84,12 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
             if self._in_head:
                 super().on_header(name, value)
 
-        def on_headers_complete(self) -> None:
+        def headers_are_here(self) -> None:
             self._in_head = False
             self._head_is_here()
+
+        def on_headers_complete(self) -> None:
+            self.headers_are_here()
             if self.parser.should_upgrade() and not self._should_upgrade():
                 self._refusal = MalformedError(
                     "this server does not change to another protocol",

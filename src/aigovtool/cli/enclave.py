@@ -107,7 +107,7 @@ def enclave() -> None:
     type=click.IntRange(0, 1024),
     default=0,
     show_default=True,
-    help="Threads that one computation may use; 0 leaves it to the runtime.",
+    help="Threads that one computation may use; 0 chooses by the model and the processors.",
 )
 @_option(
     "--packed-bytes",

@@ -17,8 +17,10 @@ from aigovtool.channel.extras import prepare_grpc
 from aigovtool.clock import Clock
 from aigovtool.crypto.tls import server_context
 from aigovtool.enclave.api.app import Api
+from aigovtool.enclave.api.direct import direct_protocol
 from aigovtool.enclave.api.scrape import Scrape
 from aigovtool.enclave.api.server import EnclaveServer, listen_on
+from aigovtool.enclave.api.turn import Turns
 from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.attester.endorsed import EndorsedAttester
 from aigovtool.enclave.cache import BodyCache
@@ -106,7 +108,13 @@ async def serve(
         keys = await make_keys(complete, now=clock.now(), wait_s=limits.attestation_wait_s)
         tally = Tally()
         api = Api(enclave=enclave, attester=complete, limits=limits, clock=clock, tally=tally)
-        server = EnclaveServer(api, tls=server_context(keys.tls), limits=limits)
+        turns = Turns(enclave=enclave, limits=limits, clock=clock, tally=tally)
+        server = EnclaveServer(
+            api,
+            tls=server_context(keys.tls),
+            limits=limits,
+            protocol=direct_protocol(turns, max_connections=limits.max_connections, clock=clock),
+        )
         metrics = Metrics(enclave=enclave, tally=tally, clock=clock)
         async with CustodianClient(ticket) as client:
             supervisor = Supervisor(

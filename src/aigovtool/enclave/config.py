@@ -13,7 +13,7 @@ from aigovtool.errors import ConfigurationError
 DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and their keys guard it
 
 MIN_TOKEN_CHARACTERS = 20
-DEFAULT_COMPUTE_THREADS = os.cpu_count() or 1
+DEFAULT_COMPUTE_THREADS = len(os.sched_getaffinity(0))  # cores that we may use
 DEFAULT_PACKED_BYTES = 128 << 20  # so the enclave's memory stays below 1.3 models and 200 MB
 
 
@@ -84,7 +84,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         metrics_token: file with the token that Prometheus bears; needed off loopback.
         cache: folder for ciphertext of models, or None to fetch it at every start.
         compute_threads: queries computed at once.
-        intra_op_threads: threads that one computation may use, 0 for the runtime's choice.
+        intra_op_threads: threads that one computation may use, 0 to choose by model and cores.
         packed_bytes: models of at most this size get a second copy of their weights, packed as the
             runtime's kernels read them; larger ones are computed from where they were decrypted.
         fetch_endorsements: ask the TEE's vendor for what it says of this platform; kinds that bring

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from aigovtool.enclave.api.http import BodyRoom, Reply, Request
@@ -31,6 +31,11 @@ _ENCODING = b"content-encoding"
 _ACCEPT = b"accept-encoding"
 _IDENTITY = b"identity"
 _OK = 200
+
+
+def wants_none(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether neither the body nor the answer of a request is to be compressed."""
+    return _ENCODING not in headers and _accepted(headers) not in _WINDOW
 
 
 async def plain_body(
@@ -75,7 +80,7 @@ async def plain_body(
 
 async def coded_reply(request: Request, reply: Reply) -> Reply:
     """Return *reply*, compressed if *request* asks for that and nothing else (Rule 3)."""
-    coding = request.headers.get(_ACCEPT, b"").strip().lower()
+    coding = _accepted(request.headers)
     window = _WINDOW.get(coding)
     if window is None or reply.status != _OK:
         return reply
@@ -85,6 +90,10 @@ async def coded_reply(request: Request, reply: Reply) -> Reply:
         _deflated(chunks, window) if small else await asyncio.to_thread(_deflated, chunks, window)
     )
     return Reply(reply.status, (*reply.headers, (_ENCODING, coding)), (body,))
+
+
+def _accepted(headers: Mapping[bytes, bytes]) -> bytes:
+    return headers.get(_ACCEPT, b"").strip().lower()
 
 
 def _inflated(body: bytes, window: int) -> Iterator[bytes]:

@@ -46,15 +46,15 @@ from aigovtool.wire.words import plain
 
 INLINE_BYTES = 256 << 10  # what is larger is read and written on a thread, not on the loop
 
-_AUTHORIZATION = b"authorization"
+AUTHORIZATION = b"authorization"
 _ENCODING = b"content-encoding"
-_IDEMPOTENCY_KEY = b"idempotency-key"
+IDEMPOTENCY_KEY = b"idempotency-key"
 _PREFER = b"prefer"
 _REASON = names.REASON.lower().encode()
-_RECEIPT = names.RECEIPT.lower().encode()
-_REFUND = names.REFUND.lower().encode()
-_REMAINING = names.REMAINING.lower().encode()
-_HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
+RECEIPT = names.RECEIPT.lower().encode()
+REFUND = names.REFUND.lower().encode()
+REMAINING = names.REMAINING.lower().encode()
+HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
 _WAIT = re.compile(rb'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
 
 
@@ -89,7 +89,7 @@ class Infer:
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
         """Answer a query; raises what refuses it before its consumer is known."""
         session, model = self._enclave.serving()
-        consumer = session.authenticate(request.headers.get(_AUTHORIZATION))
+        consumer = session.authenticate(request.headers.get(AUTHORIZATION))
         try:
             check_model(session, name, version)
             body = await request.body(
@@ -106,13 +106,13 @@ class Infer:
                     room=self._room,
                     of=consumer,
                 )
-            key = request.headers.get(_IDEMPOTENCY_KEY)
+            key = request.headers.get(IDEMPOTENCY_KEY)
             if key is None:
                 return (await self._answer(request, body, session, model, consumer))[0]
             return await self._replays.once(
                 consumer,
                 key,
-                request.headers.get(_HEADER_LENGTH, b"") + b"\n" + body,
+                request.headers.get(HEADER_LENGTH, b"") + b"\n" + body,
                 lambda: self._answer(request, body, session, model, consumer),
             )
         except AIGovToolError as error:
@@ -163,11 +163,11 @@ class Infer:
             reply, fate, left = await self._compute(request, session, ready, paid)
         finally:
             stays = session.renewal.finish(paid, fate, self._clock.monotonic_s())
-        if left and not (stays and _IDEMPOTENCY_KEY in request.headers):
+        if left and not (stays and IDEMPOTENCY_KEY in request.headers):
             raise ClientGoneError
-        headers = [*reply.headers, (_RECEIPT, session.receipts.header(paid.receipt).encode())]
+        headers = [*reply.headers, (RECEIPT, session.receipts.header(paid.receipt).encode())]
         if paid.refund is not None:
-            headers.append((_REFUND, session.receipts.header(paid.refund).encode()))
+            headers.append((REFUND, session.receipts.header(paid.refund).encode()))
         headers.append(self._remaining(session, consumer))
         return Reply(reply.status, tuple(headers), reply.chunks), stays or fate in REPEATED
 
@@ -189,7 +189,7 @@ class Infer:
             self._check_admitted(session, ready.consumer)
         except AIGovToolError as error:
             return problem_reply(error), Fate.NOT_BEGUN, False
-        keyed = _IDEMPOTENCY_KEY in request.headers
+        keyed = IDEMPOTENCY_KEY in request.headers
         wanted = [output.name for output in ready.query.outputs]
         try:
             with self._enclave.flights.launch(
@@ -203,7 +203,7 @@ class Infer:
                 with watched(request, gone):
                     outputs = await flight.landed()
             encoded = await self._write(ready.query, outputs, ready.model)
-            return Reply(200, _headers_of(encoded), encoded.chunks), Fate.ANSWERED, False
+            return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED, False
         except FlightCutError as cut:
             return problem_reply(cut.error), _fate_of(cut), cut.cut is Cut.CLIENT_GONE
         except AIGovToolError as error:
@@ -214,7 +214,7 @@ class Infer:
     async def _read(
         self, request: Request, body: bytes, model: TensorModel
     ) -> tuple[oip.InferRequest, Mapping[str, Array]]:
-        header_length = oip.parse_header_length(request.headers.get(_HEADER_LENGTH))
+        header_length = oip.parse_header_length(request.headers.get(HEADER_LENGTH))
 
         def read() -> tuple[oip.InferRequest, Mapping[str, Array]]:
             query = oip.decode_infer_request(
@@ -266,7 +266,7 @@ class Infer:
                     lease_wait_s=self._limits.lease_wait_s,
                     patience_s=patience_s,
                     reason=plain(request.headers.get(_REASON, b"").decode("utf-8", "replace")),
-                    key=request.headers.get(_IDEMPOTENCY_KEY, b"").decode("latin-1"),
+                    key=request.headers.get(IDEMPOTENCY_KEY, b"").decode("latin-1"),
                 ),
                 lambda late: session.renewal.finish(
                     late, Fate.NOT_BEGUN, self._clock.monotonic_s()
@@ -282,7 +282,7 @@ class Infer:
 
     def _remaining(self, session: Session, consumer: ConsumerId) -> Header:
         remaining = session.renewal.standing.remaining(consumer, self._clock.monotonic_s())
-        return _REMAINING, b"%d" % remaining
+        return REMAINING, b"%d" % remaining
 
 
 def check_model(session: Session, name: str, version: str | None) -> None:
@@ -310,10 +310,11 @@ def _client_left() -> UnavailableError:
     )
 
 
-def _headers_of(encoded: oip.EncodedBody) -> tuple[Header, ...]:
+def headers_of(encoded: oip.EncodedBody) -> tuple[Header, ...]:
+    """Return the headers that describe an answer's body."""
     if encoded.header_length is None:
         return ((b"content-type", oip.JSON_TYPE.encode()),)
     return (
         (b"content-type", oip.BINARY_TYPE.encode()),
-        (_HEADER_LENGTH, b"%d" % encoded.header_length),
+        (HEADER_LENGTH, b"%d" % encoded.header_length),
     )

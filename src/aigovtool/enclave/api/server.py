@@ -15,6 +15,7 @@ from collections.abc import Generator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from aigovtool.channel.accepting import Entrance, always
 from aigovtool.channel.guarded import guarded_protocol
@@ -45,13 +46,25 @@ def listen_on(host: str, port: int) -> socket.socket:
 
 
 class EnclaveServer(uvicorn.Server):
-    """The server of one application on one socket; `serve` serves until `should_exit`."""
+    """
+    The server of one application on one socket; `serve` serves until `should_exit`.
 
-    def __init__(self, app: Any, *, tls: ssl.SSLContext | None, limits: Limits) -> None:
+    Args:
+        protocol: of its connections, where it is not the plain guarded one.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+        protocol: type[HttpToolsProtocol] | None = None,
+    ) -> None:
         self._tls = tls
         self._accepting: list[asyncio.Task[None]] = []
         self._max_connections = limits.max_connections
-        self._protocol = guarded_protocol(max_connections=limits.max_connections)
+        self._protocol = protocol or guarded_protocol(max_connections=limits.max_connections)
         config = uvicorn.Config(
             app,
             http=self._protocol,

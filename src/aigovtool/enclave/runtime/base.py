@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from aigovtool.enclave.runtime.speed import Speed
 from aigovtool.wire.oip import ModelMetadata
 from aigovtool.wire.tensors import Array
 
@@ -32,6 +33,7 @@ class TensorModel(Protocol):
 
     metadata: ModelMetadata
     labels: Mapping[str, Sequence[str]]  # of the classes of an output, by its name
+    speed: Speed
 
     def price(self, inputs: Mapping[str, Array]) -> int:
         """

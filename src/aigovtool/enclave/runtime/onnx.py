@@ -8,12 +8,14 @@ Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a fail
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from aigovtool.enclave.runtime.speed import SLOW, Speed, measure, work_is_known
 from aigovtool.errors import (
     AIGovToolError,
     BadTensorError,
@@ -101,6 +103,7 @@ class OnnxModel:
         self.labels: Mapping[str, Sequence[str]] = labels_of(manifest)
         self._batch = batch_of(manifest)
         self._texts = [one.name for one in self.metadata.inputs if one.datatype == BYTES]
+        self.speed = SLOW
 
     @classmethod
     def load(
@@ -119,7 +122,8 @@ class OnnxModel:
         Args:
             entry: the graph, which the runtime copies.
             external: files in memory, by the names under which the graph refers to them.
-            intra_op_threads: 0 for the runtime's own choice.
+            intra_op_threads: of one computation; 0 for as many as there are cores, or one where a
+                computation is so short that sharing it out costs more.
             packed: let the runtime keep a second copy of weights, in the order in which its
                 kernels read them.
             wipe: overwrites the memory of *external*; called by `close`, not when loading fails.
@@ -128,28 +132,17 @@ class OnnxModel:
             MalformedError: not a model that this runtime can run.
             VerificationError: its tensors are not those of the manifest.
         """
-        options = ort.SessionOptions()
-        options.log_severity_level = _LOG_FATAL
-        options.intra_op_num_threads = intra_op_threads
-        options.add_session_config_entry(_IN_PLACE, "1")
-        if not packed:
-            options.add_session_config_entry(_UNPACKED, "1")
-        try:
-            if external:
-                options.add_external_initializers_from_files_in_memory(
-                    list(external), list(external.values()), [len(x) for x in external.values()]
-                )
-            session = ort.InferenceSession(entry, options, providers=_PROVIDERS, enable_fallback=0)
-        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base (Rule 2)
-            raise MalformedError(
-                "onnxruntime cannot load the model",
-                code="model.load",
-                came=type(error).__name__,
-                mend="seal a model that this version of onnxruntime loads",
-            ) from None
-        session._model_bytes = None  # it keeps the whole file, for a fallback that we refuse
-        model = cls(session, manifest, weights=external.values(), wipe=wipe)
-        model._check(session)
+
+        def opened(threads: int) -> OnnxModel:
+            session = _open(entry, external, intra_op_threads=threads, packed=packed)
+            model = cls(session, manifest, weights=external.values(), wipe=wipe)
+            model._check(session)
+            model.speed = model._measured(session) if work_is_known(entry) else SLOW
+            return model
+
+        model = opened(intra_op_threads or usable_cores())
+        if intra_op_threads == 0 and model.speed.at_once and usable_cores() > 1:
+            model = opened(1)
         return model
 
     def price(self, inputs: Mapping[str, Array]) -> int:
@@ -174,6 +167,15 @@ class OnnxModel:
         if self._wipe is not None:
             self._wipe()
 
+    def _measured(self, session: ort.InferenceSession) -> Speed:
+        names = [one.name for one in self.metadata.outputs]
+        return measure(
+            lambda arrays: session.run(names, arrays),
+            inputs=self.metadata.inputs,
+            outputs=self.metadata.outputs,
+            batch=self._batch,
+        )
+
     def _check(self, session: ort.InferenceSession) -> None:
         for side, ours, theirs in (
             ("inputs", self.metadata.inputs, session.get_inputs()),
@@ -192,6 +194,37 @@ def labels_of(manifest: SealedManifest) -> dict[str, tuple[str, ...]]:
     """Return the labels of outputs that hold one score for each, as the custodian signed them."""
     described = () if manifest.interface is None else manifest.interface.outputs
     return {one.name: one.labels for one in described if isinstance(one, ClassificationOutput)}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use; the machine may have more."""
+    return len(os.sched_getaffinity(0))
+
+
+def _open(
+    entry: bytes, external: Mapping[str, memoryview], *, intra_op_threads: int, packed: bool
+) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_FATAL
+    options.intra_op_num_threads = intra_op_threads
+    options.add_session_config_entry(_IN_PLACE, "1")
+    if not packed:
+        options.add_session_config_entry(_UNPACKED, "1")
+    try:
+        if external:
+            options.add_external_initializers_from_files_in_memory(
+                list(external), list(external.values()), [len(x) for x in external.values()]
+            )
+        session = ort.InferenceSession(entry, options, providers=_PROVIDERS, enable_fallback=0)
+    except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions share no base (Rule 2)
+        raise MalformedError(
+            "onnxruntime cannot load the model",
+            code="model.load",
+            came=type(error).__name__,
+            mend="seal a model that this version of onnxruntime loads",
+        ) from None
+    session._model_bytes = None  # it keeps the whole file, for a fallback that we refuse
+    return session
 
 
 def _signatures(specs: Sequence[Any]) -> tuple[TensorSignature, ...]:

@@ -1,0 +1,204 @@
+"""
+The enclave's HTTP connections: small queries go straight to `turn`, all else to ASGI.
+
+Rule 1: a query goes straight only when its head and body come in one piece, are a plain POST of
+        HTTP/1.1 with a Content-Length, and nothing is under way on the connection. It costs no
+        task, no scope and no event then; parsing, limits and time limits are those of `guarded`.
+Rule 2: until it is answered it stands in uvicorn's place for a request that is under way (`cycle`),
+        so that what is pipelined behind it waits.
+Rule 3: it can be passed on to the ASGI application at any time before it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from aigovtool.channel.guarded import guarded_protocol
+from aigovtool.clock import Clock
+from aigovtool.enclave.api.http import Reply
+from aigovtool.enclave.api.turn import Turns
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_DIRECT_BYTES = 64 << 10  # of a body; more than one TLS record rarely comes in one piece
+
+_INFER = b"/infer"
+_MODELS = b"/v2/models/"
+_UNUSUAL = re.compile(rb"[^!$&-;=@-Z_a-z~]")  # what a path holds as it is (RFC 3986), without "%"
+_TRANSFER_ENCODING = b"transfer-encoding"
+_LENGTH = b"content-length"
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+
+
+class _NobodyWaits:
+    """In the place of a cycle's event, which uvicorn sets when the connection is lost."""
+
+    def set(self) -> None:
+        """Nothing waits for more of this query."""
+
+
+_NOBODY_WAITS: Any = _NobodyWaits()
+
+
+class Direct:
+    """A query that goes straight; to uvicorn it is the cycle that is under way (Rule 2)."""
+
+    __slots__ = (
+        "_protocol",
+        "body",
+        "disconnected",
+        "headers",
+        "is_complete",
+        "keep_alive",
+        "message_event",
+        "path",
+        "response_complete",
+        "scope",
+        "since_s",
+    )
+
+    def __init__(
+        self,
+        protocol: Any,  # a DirectProtocol
+        path: bytes,
+        headers: Mapping[bytes, bytes],
+        since_s: float,
+    ) -> None:
+        self._protocol = protocol
+        self.path = path
+        self.headers = headers
+        self.body = b""
+        self.is_complete = False
+        self.scope = protocol.scope
+        self.since_s = since_s
+        self.keep_alive = True
+        self.disconnected = False
+        self.response_complete = False
+        self.message_event = _NOBODY_WAITS
+
+    def answer(self, reply: Reply) -> None:
+        """Send the answer; it is not sent to whoever left."""
+        self.response_complete = True
+        protocol = self._protocol
+        if self.disconnected or protocol.transport.is_closing():
+            return
+        head = [_STATUS_LINES[reply.status]]
+        for name, value in (*protocol.server_state.default_headers, *reply.headers):
+            head += (name, b": ", value, b"\r\n")
+        if not self.keep_alive:
+            head.append(b"connection: close\r\n")
+        length = sum(map(len, reply.chunks))
+        protocol.transport.write(
+            b"".join((*head, b"content-length: %d\r\n\r\n" % length, *reply.chunks))
+        )
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+    def pass_on(self) -> None:
+        """Let the ASGI application answer, as uvicorn would have from the beginning."""
+        protocol = self._protocol
+        if self.disconnected or protocol.transport.is_closing():
+            return
+        path = self.path.decode("ascii")
+        self.scope |= {
+            "method": "POST",
+            "path": path,
+            "raw_path": self.path,
+            "query_string": b"",
+        }
+        cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=protocol.transport,
+            flow=protocol.flow,
+            logger=protocol.logger,
+            access_logger=protocol.access_logger,
+            access_log=protocol.access_log,
+            default_headers=protocol.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=self.keep_alive,
+            on_response=protocol.on_response_complete,
+        )
+        cycle.body += self.body
+        cycle.more_body = not self.is_complete
+        cycle.message_event.set()
+        if protocol.cycle is self:
+            protocol.cycle = cycle
+        self.response_complete = True  # as far as it is ours
+        protocol._start_asgi_task(cycle, protocol.app)
+
+    def give_up(self) -> None:
+        """End the connection, unless the query was answered or passed on."""
+        if not self.response_complete:
+            self._protocol.transport.abort()
+
+
+def direct_protocol(turns: Turns, *, max_connections: int, clock: Clock) -> type[HttpToolsProtocol]:
+    """Return the protocol for a server that holds at most *max_connections* at one time."""
+    guarded: Any = guarded_protocol(max_connections=max_connections)
+
+    class DirectProtocol(guarded):  # type: ignore[misc]
+        _direct: Direct | None = None  # whose body is still to come
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if (direct := self._direct) is not None:  # not all of it came in this piece
+                self._direct = None
+                direct.pass_on()
+
+        def on_headers_complete(self) -> None:
+            headers = dict(self.headers)
+            if not (turns.open and self._is_idle() and self._is_plain(headers)):
+                super().on_headers_complete()
+                return
+            self.headers_are_here()
+            direct = Direct(self, self.url, headers, clock.monotonic_s())
+            self._direct = self.cycle = direct
+
+        def on_body(self, body: bytes) -> None:
+            if self._direct is None:
+                super().on_body(body)
+            else:
+                self._direct.body += body
+
+        def on_message_complete(self) -> None:
+            if (direct := self._direct) is None:
+                super().on_message_complete()
+                return
+            self._direct = None
+            direct.is_complete = True
+            turns.add(direct)
+
+        def _is_idle(self) -> bool:
+            return (
+                self.cycle is None or self.cycle.response_complete
+            ) and not self.flow.write_paused
+
+        def _is_plain(self, headers: Mapping[bytes, bytes]) -> bool:
+            url, length = self.url, headers.get(_LENGTH, b"")
+            return (
+                url.endswith(_INFER)
+                and url.startswith(_MODELS)
+                and not _UNUSUAL.search(url)
+                and length.isdigit()
+                and int(length) <= MAX_DIRECT_BYTES
+                and _TRANSFER_ENCODING not in headers
+                and not self.expect_100_continue
+                and self.parser.get_method() == b"POST"
+                and self.parser.get_http_version() == "1.1"
+                and self.parser.should_keep_alive()
+                and not self.parser.should_upgrade()
+            )
+
+    return DirectProtocol

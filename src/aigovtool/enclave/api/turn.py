@@ -1,0 +1,338 @@
+"""
+Queries for a quick model, all that are ready in one turn of the event loop, as one step.
+
+The step runs from authentication to the answers without a wait in between. Nothing is under way
+when a stop, a block or a renewal comes: it comes before the step, which then charges nothing, or
+after it.
+
+1. Who asks, and tensors that fit the model; as `infer` has it. Nothing is charged yet.
+2. The charges, one after the other in the order of arrival, each with its receipt.
+3. The computation: in one run for all queries of a consumer, where the model's rows stand alone
+   (`runtime.speed`).
+4. Refunds where it failed; one signature under all receipts (`proof.receipt_signature`); answers.
+
+Rule 1: whatever is out of the ordinary before its charge (no credits at hand, a limit, an
+        Idempotency-Key, compression, a wrong key, a bad tensor) is passed on to the ASGI
+        application as it came, which waits, refuses or explains. Nothing is refused here.
+Rule 2: a query that fails in a shared run is computed again alone, so that its neighbours are
+        answered and it is told its own fault.
+Rule 3: a run holds queries of one consumer. What was tried when the model was loaded says that its
+        rows stand alone, not that no input makes them mix: a model made for that, and a consumer
+        who knows the word, must not see what others ask.
+Rule 4: a model that turns out to be slow, with other values than zeros, is not computed here again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from aigovtool.clock import Clock
+from aigovtool.enclave.api.coding import wants_none
+from aigovtool.enclave.api.http import Header, Reply, fault_reply, log_fault, problem_reply
+from aigovtool.enclave.api.infer import (
+    AUTHORIZATION,
+    HEADER_LENGTH,
+    IDEMPOTENCY_KEY,
+    RECEIPT,
+    REFUND,
+    REMAINING,
+    headers_of,
+)
+from aigovtool.enclave.config import Limits
+from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.metrics import Tally
+from aigovtool.enclave.refunds import Fate
+from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.runtime.speed import RUN_S
+from aigovtool.enclave.session import Session
+from aigovtool.enclave.till import Paid
+from aigovtool.errors import AIGovToolError
+from aigovtool.ids import ConsumerId
+from aigovtool.telemetry import traces
+from aigovtool.wire import oip
+from aigovtool.wire.tensors import Array
+
+MAX_TURN = 64  # queries; then the loop goes round, and others get their turn
+TOO_SLOW_S = 50 * RUN_S  # of one run; others may use the machine, too
+SLOW_RUNS = 5  # so many within `TOO_OFTEN_S`: it is the model, and not the machine
+TOO_OFTEN_S = 10.0
+
+Outputs = Mapping[str, Array]
+
+
+class Asked(Protocol):
+    """A query as its connection has it: POST, its body complete and small."""
+
+    path: bytes
+    headers: Mapping[bytes, bytes]
+    body: bytes
+    since_s: float
+    """When its head had come, on the enclave's monotonic clock."""
+    disconnected: bool
+
+    def answer(self, reply: Reply) -> None:
+        """Send the answer."""
+        ...
+
+    def pass_on(self) -> None:
+        """Let the ASGI application answer it."""
+        ...
+
+    def give_up(self) -> None:
+        """End the connection, unless the query was answered or passed on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A query that can be charged."""
+
+    asked: Asked
+    consumer: ConsumerId
+    request: oip.InferRequest
+    inputs: Mapping[str, Array]
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Charged:
+    """A query that was charged."""
+
+    query: _Query
+    paid: Paid
+
+
+class Turns:
+    """Serves what `add` is given, a turn at a time."""
+
+    def __init__(self, *, enclave: Enclave, limits: Limits, clock: Clock, tally: Tally) -> None:
+        self._enclave = enclave
+        self._clock = clock
+        self._tally = tally
+        self._max_queue = limits.max_queue
+        self._oip_limits = oip.Limits(
+            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
+        )
+        self._asked: deque[Asked] = deque()
+        self._slow_at_s: deque[float] = deque(maxlen=SLOW_RUNS)
+        self._too_slow: TensorModel | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether a query may be added: there is a quick model, and room."""
+        session = self._enclave.session
+        model = None if session is None else session.model
+        return (
+            model is not None
+            and model.speed.at_once > 0
+            and model is not self._too_slow
+            and len(self._asked) < self._max_queue
+            and not traces.on()
+        )
+
+    def add(self, asked: Asked) -> None:
+        """Serve a query in this turn of the loop, or in the next."""
+        self._asked.append(asked)
+        if len(self._asked) == 1:
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        asked = [self._asked.popleft() for _ in range(min(MAX_TURN, len(self._asked)))]
+        if self._asked:
+            asyncio.get_running_loop().call_soon(self._serve)
+        here = [one for one in asked if not one.disconnected]
+        self._tally.gone += len(asked) - len(here)
+        try:
+            session, model = self._enclave.serving()
+        except AIGovToolError:
+            for one in here:
+                one.pass_on()
+            return
+        try:
+            self._step(here, session, model)
+        except Exception as error:  # noqa: BLE001 - the loop goes on, and nobody waits in vain
+            log_fault(error)
+            for one in here:
+                one.give_up()
+
+    def _step(self, asked: Sequence[Asked], session: Session, model: TensorModel) -> None:
+        ready = [query for one in asked if (query := self._read(one, session, model)) is not None]
+        charged = [paid for query in ready if (paid := self._charge(query, session)) is not None]
+        if charged:
+            charged.sort(key=lambda one: one.query.consumer)  # each one's together (Rule 3)
+            self._answer(charged, self._compute(charged, model), session, model)
+
+    # --- 1 --------------------------------------------------------------------------------------
+
+    def _read(self, asked: Asked, session: Session, model: TensorModel) -> _Query | None:
+        """Return the query, None when it was passed on (Rule 1)."""
+        headers = asked.headers
+        try:
+            consumer = session.authenticate(headers.get(AUTHORIZATION))
+            if (
+                IDEMPOTENCY_KEY not in headers
+                and wants_none(headers)
+                and not session.turnstile.limits.active
+                and model is not self._too_slow
+                and asked.path in _paths(model)
+            ):
+                request = oip.decode_infer_request(
+                    asked.body,
+                    header_length=oip.parse_header_length(headers.get(HEADER_LENGTH)),
+                    model=model.metadata,
+                    limits=self._oip_limits,
+                )
+                items = model.price(request.inputs)
+                if items <= model.speed.at_once:
+                    return _Query(asked, consumer, request, model.prepare(request.inputs), items)
+        except AIGovToolError:
+            pass  # the application refuses it, in its own words
+        asked.pass_on()
+        return None
+
+    # --- 2 --------------------------------------------------------------------------------------
+
+    def _charge(self, query: _Query, session: Session) -> _Charged | None:
+        paid = session.till.pay(query.consumer, query.items, self._clock.monotonic_s())
+        if isinstance(paid, Paid):
+            return _Charged(query, paid)
+        query.asked.pass_on()
+        return None
+
+    # --- 3 --------------------------------------------------------------------------------------
+
+    def _compute(
+        self, charged: Sequence[_Charged], model: TensorModel
+    ) -> list[Outputs | Exception]:
+        """Return the outputs of each query, or why there are none."""
+        computed: list[Outputs | Exception] = []
+        for group in _groups(charged, model):
+            begin_s = self._clock.monotonic_s()
+            computed += _run(group, model)
+            end_s = self._clock.monotonic_s()
+            for _ in group:
+                self._enclave.flights.times.add(end_s - begin_s)
+            if end_s - begin_s > TOO_SLOW_S:
+                self._slow_at_s.append(end_s)
+                if end_s - self._slow_at_s[0] < TOO_OFTEN_S and len(self._slow_at_s) == SLOW_RUNS:
+                    self._too_slow = model
+        return computed
+
+    # --- 4 --------------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        charged: Sequence[_Charged],
+        computed: Sequence[Outputs | Exception],
+        session: Session,
+        model: TensorModel,
+    ) -> None:
+        now_s = self._clock.monotonic_s()
+        replies = []
+        for one, outputs in zip(charged, computed, strict=True):
+            reply, fate = _reply(one.query.request, outputs, model)
+            session.renewal.finish(one.paid, fate, now_s)
+            replies.append(reply)
+        if session.till.meter.left < session.renewal.low_mark:
+            session.renewal.nudge()
+        receipts = self._receipts([one.paid for one in charged], session)
+        remaining: dict[ConsumerId, Header] = {}
+        for one, reply, papers in zip(charged, replies, receipts, strict=True):
+            who = one.query.consumer
+            if who not in remaining:
+                left = session.renewal.standing.remaining(who, now_s)
+                remaining[who] = (REMAINING, b"%d" % left)
+            asked = one.query.asked
+            asked.answer(
+                Reply(reply.status, (*reply.headers, *papers, remaining[who]), reply.chunks)
+            )
+            self._tally.answered(reply.status, self._clock.monotonic_s() - asked.since_s)
+
+    def _receipts(self, paid: Sequence[Paid], session: Session) -> list[list[Header]]:
+        """Sign what was drawn up for each: the receipt, and that of a refund."""
+        drawn = [one.receipt for one in paid]
+        drawn += [one.refund for one in paid if one.refund is not None]
+        signed = iter(session.receipts.headers(drawn))
+        headers = [[(RECEIPT, next(signed).encode())] for _ in paid]
+        for papers, one in zip(headers, paid, strict=True):
+            if one.refund is not None:
+                papers.append((REFUND, next(signed).encode()))
+        return headers
+
+
+def _paths(model: TensorModel) -> tuple[bytes, ...]:
+    name, version = model.metadata.name, model.metadata.versions[0]
+    return (
+        f"/v2/models/{name}/infer".encode(),
+        f"/v2/models/{name}/versions/{version}/infer".encode(),
+    )
+
+
+def _groups(charged: Iterable[_Charged], model: TensorModel) -> list[list[_Query]]:
+    """Part queries, in their order, into runs."""
+    groups: list[list[_Query]] = []
+    items = 0
+    for one in charged:
+        query = one.query
+        items += query.items
+        if (
+            groups
+            and model.speed.shared
+            and items <= model.speed.at_once
+            and query.consumer == groups[-1][0].consumer  # Rule 3
+            and query.request.outputs == groups[-1][0].request.outputs
+        ):
+            groups[-1].append(query)
+        else:
+            groups.append([query])
+            items = query.items
+    return groups
+
+
+def _run(group: Sequence[_Query], model: TensorModel) -> list[Outputs | Exception]:
+    wanted = [output.name for output in group[0].request.outputs]
+    try:
+        if len(group) == 1:
+            return [model.new_run().execute(group[0].inputs, wanted)]
+        rows = {
+            name: np.concatenate([query.inputs[name] for query in group])
+            for name in group[0].inputs
+        }
+        outputs = model.new_run().execute(rows, wanted)
+    except Exception as error:  # noqa: BLE001 - charged: whatever happens, there is a receipt
+        if len(group) == 1:
+            return [error]
+        return [found for query in group for found in _run([query], model)]  # Rule 2
+    parted: list[Outputs | Exception] = []
+    start = 0
+    for query in group:
+        end = start + query.items
+        parted.append({name: output[start:end] for name, output in outputs.items()})
+        start = end
+    return parted
+
+
+def _reply(
+    request: oip.InferRequest, outputs: Outputs | Exception, model: TensorModel
+) -> tuple[Reply, Fate]:
+    try:
+        if isinstance(outputs, Exception):
+            raise outputs
+        encoded = oip.encode_infer_response(
+            request,
+            outputs,
+            model_name=model.metadata.name,
+            model_version=model.metadata.versions[0],
+            labels=model.labels,
+        )
+        return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED
+    except AIGovToolError as error:
+        return problem_reply(error), Fate.MODEL_ERROR
+    except Exception as error:  # noqa: BLE001 - as in `_run`
+        return fault_reply(error), Fate.MODEL_ERROR

@@ -1,0 +1,116 @@
+"""Which models are computed on the event loop, and whose rows may share a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from aigovtool.enclave.runtime.speed import (
+    MAX_AT_ONCE,
+    QUICK_S,
+    SLOW,
+    Compute,
+    Speed,
+    measure,
+    work_is_known,
+)
+from aigovtool.sealing.interface import Batch
+from aigovtool.wire.oip import TensorSignature
+from aigovtool.wire.tensors import Array
+
+X, Y = "x", "y"
+ROWS = (-1, 3)
+
+
+def signature(name: str, shape: tuple[int, ...], datatype: str = "FP32") -> TensorSignature:
+    return TensorSignature(name=name, datatype=datatype, shape=shape)
+
+
+def speed(
+    compute: Compute,
+    *,
+    takes: TensorSignature | None = None,
+    gives: tuple[int, ...] = ROWS,
+    max_items: int = 1000,
+    axis: int | None = 0,
+) -> Speed:
+    return measure(
+        compute,
+        inputs=[takes or signature(X, ROWS)],
+        outputs=[signature(Y, gives)],
+        batch=None if axis is None else Batch(axes={X: axis}, max_items=max_items),
+    )
+
+
+def doubled(inputs: Mapping[str, Array]) -> Sequence[Array]:
+    return [inputs[X] * 2]
+
+
+def test_rows_that_stand_alone_share_a_run() -> None:
+    assert speed(doubled) == Speed(MAX_AT_ONCE, shared=True)
+    assert speed(doubled, max_items=4) == Speed(4, shared=True)
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: x - x.mean(axis=0),
+        lambda x: x / np.abs(x).max(),
+        lambda x: x[::-1].copy(),
+        lambda x: x + np.float32(1e-7) * len(x),
+        lambda x: x if len(x) < 17 else x + 1,  # only when there are many
+        lambda x: np.where(np.isnan(x).any(), np.float32(0), x),  # only beside what is no number
+        lambda x: x[:1],
+    ],
+)
+def test_rows_that_depend_on_their_neighbours_share_none(mixed: Compute) -> None:
+    assert not speed(lambda inputs: [mixed(inputs[X])]).shared
+
+
+def test_a_batch_that_is_not_the_first_dimension_is_not_shared() -> None:
+    assert not speed(doubled, takes=signature(X, (3, -1)), gives=(3, -1), axis=1).shared
+    assert not speed(lambda inputs: [np.zeros((1, 3), np.float32)], gives=(1, 3)).shared
+
+
+def test_a_query_that_is_one_item_is_alone() -> None:
+    assert speed(doubled, takes=signature(X, (2, 3)), axis=None) == Speed(1)
+
+
+def test_a_model_that_takes_its_time_is_slow() -> None:
+    def compute(inputs: Mapping[str, Array]) -> Sequence[Array]:
+        end_s = time.perf_counter() + 2 * QUICK_S
+        while time.perf_counter() < end_s:
+            pass
+        return doubled(inputs)
+
+    assert speed(compute) == SLOW
+
+
+def test_work_that_is_not_known_beforehand_is_slow() -> None:
+    assert speed(doubled, takes=signature(X, (-1, -1))) == SLOW
+    assert speed(doubled, takes=signature(X, (-1,), "BYTES")) == SLOW
+
+
+def test_a_model_that_fails_on_zeros_is_slow_and_usable() -> None:
+    def compute(_: Mapping[str, Array]) -> Sequence[Array]:
+        raise RuntimeError("no zeros")
+
+    assert speed(compute) == SLOW
+
+
+@pytest.mark.parametrize("operator", ["Loop", "Scan", "Range", "Expand", "Tile", "Resize"])
+def test_operators_that_work_by_value_are_seen_wherever_they_are(operator: str) -> None:
+    def model(operator: str) -> bytes:
+        inner = helper.make_graph([helper.make_node(operator, ["a"], ["b"])], "inner", [], [])
+        outer = [helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)]
+        value = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+        made: onnx.ModelProto = helper.make_model(helper.make_graph(outer, "g", [value], []))
+        return made.SerializeToString()
+
+    assert not work_is_known(model(operator))
+    assert work_is_known(model("Relu"))
