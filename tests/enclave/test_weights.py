@@ -293,7 +293,8 @@ def test_plaintext_is_once_in_memory_never_in_a_file_and_gone_after_a_stop(
     seen = json.loads(done.stdout)
     assert seen["held"] == [{"file": "", "dumped": False}]  # anonymous, and in no core dump
     assert seen["left"] == []
-    assert seen["rose"] < 1.3 * size
+    # held twice it would be 2; pages of the runtime's library are in it, as many as the kernel maps
+    assert seen["rose"] < 1.6 * size
     written = [path for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".sealed" for path in written)
     assert [path for path in written if canary in path.read_bytes()] == []

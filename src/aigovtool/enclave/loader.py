@@ -32,7 +32,7 @@ from aigovtool.sealing.unseal import unseal_into
 
 MAX_CUTS = 8  # of one download without a byte in between
 PIECE_BYTES = 1 << 20  # as downloads come, and as what the cache has is read
-PIPE_PIECES = 8  # that wait to be decrypted
+PIPE_PIECES = 2  # that wait to be decrypted
 
 _log = logging.getLogger(__name__)
 
