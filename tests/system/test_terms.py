@@ -59,8 +59,8 @@ def done(stage: Stage, *arguments: str) -> Any:
 
 
 async def test_a_rate_holds_over_two_enclaves_and_is_lifted_by_a_push(stage: Stage) -> None:
-    ports = [stage.serve_enclave(name)[1] for name in ("first", "second")]
     done(stage, "consumer", "set", "consumer", "--rate", "10/min")
+    ports = [stage.serve_enclave(name)[1] for name in ("first", "second")]
     clients = [await connect(stage, port) for port in ports]
     said: Counter[str] = Counter()
     begin = time.monotonic()
@@ -74,14 +74,19 @@ async def test_a_rate_holds_over_two_enclaves_and_is_lifted_by_a_push(stage: Sta
         await clients[0].infer({"image": IMAGE})
     assert 0 < refused.value.retry_after_s <= 60
     done(stage, "consumer", "set", "consumer", "--rate", "none")
-    assert [await ask(client) for client in clients] == ["served", "served"]
+    async with asyncio.timeout(30):  # much less than the rate would need to serve both again
+        for client in clients:
+            while await ask(client) != "served":
+                pass
+    again = Counter([await ask(client) for client in clients for _ in range(10)])
+    assert again == {"served": 20}
     for client in clients:
         await client.aclose()
 
 
 async def test_a_consumers_day_and_date_are_kept(stage: Stage) -> None:
     _, port = stage.serve_enclave()
-    ends = datetime.now(UTC) + timedelta(seconds=8)
+    ends = datetime.now(UTC) + timedelta(seconds=12)
     made = done(
         stage, "consumer", "create", "--name", "guest", "--budget", "2", "--per", "day",
         "--expires", f"{ends:%Y-%m-%dT%H:%M:%SZ}",
@@ -90,7 +95,7 @@ async def test_a_consumers_day_and_date_are_kept(stage: Stage) -> None:
     async with await connect(stage, port, made["api_key"]) as client:
         assert [await ask(client) for _ in range(3)] == ["served", "served", "budget.exhausted"]
         while await ask(client) != "consumer.expired":
-            assert datetime.now(UTC) < ends + timedelta(seconds=3)
+            assert datetime.now(UTC) < ends + timedelta(seconds=15)
             await asyncio.sleep(0.1)
         assert datetime.now(UTC) >= ends - timedelta(seconds=1)
     listed = stage.run("custodian", "consumer", "list", "--data", str(stage.data))
@@ -100,12 +105,11 @@ async def test_a_consumers_day_and_date_are_kept(stage: Stage) -> None:
 async def test_with_leases_of_0_s_a_stop_takes_effect_for_the_very_next_query(
     stage: Stage,
 ) -> None:
-    enclave, port = stage.serve_enclave()
     loan = done(stage, "loan", "set", "--lease-duration", "0")
     assert loan["terms"]["lease_duration_s"] == 0
+    enclave, port = stage.serve_enclave()
     async with await connect(stage, port) as client:
-        while await ask(client) != "served":
-            pass
+        assert await ask(client) == "served"
         said = Counter(await asyncio.gather(*(ask(client) for _ in range(200))))
         assert said == {"served": 200}
         done(stage, "stop", loan["loan"], "--reason", "test")
@@ -130,11 +134,11 @@ async def test_a_frozen_custodian_leaves_usable_what_it_exposed_and_no_more(
         custodian.popen.send_signal(signal.SIGSTOP)
         frozen, frozen_s = datetime.now(UTC), time.monotonic()
         served, last_s = 0, frozen_s
-        while time.monotonic() - frozen_s < 8:
+        while (asked_s := time.monotonic()) - frozen_s < 8:
             if await ask(client) == "served":
-                served, last_s = served + 1, time.monotonic()
+                served, last_s = served + 1, asked_s
         custodian.popen.send_signal(signal.SIGCONT)
-    assert last_s - frozen_s <= 5.2
+    assert last_s - frozen_s <= 5.0
     exposed = sum(
         lease["credits"]
         for lease in done(stage, "lease", "list")
