@@ -67,7 +67,7 @@ async def test_one_credit_wakes_one_enclave_at_a_time_in_the_order_of_who_went_w
 ) -> None:
     async with connected(3) as (hub, (a, b, c)):
         for one in (c, a, b):
-            hub.answered(one, without=True)
+            hub.heard(one, without=True)
         await free(hub, 1)
     assert dict(turns) == {c.session: 0.0, a.session: TURN_S, b.session: 2 * TURN_S}
     assert len(turns) == 3
@@ -76,22 +76,34 @@ async def test_one_credit_wakes_one_enclave_at_a_time_in_the_order_of_who_went_w
 async def test_who_got_a_lease_goes_to_the_end(turns: Turns) -> None:
     async with connected(2) as (hub, made):
         for one in made:
-            hub.answered(one, without=True)
+            hub.heard(one, without=True)
         order = []
         for _ in range(4):
             turns.clear()
             await free(hub, 1)
             (first,) = [one for one in made if (one.session, 0.0) in turns]
             order.append(made.index(first))
-            hub.answered(first, without=False)  # it got the credit
-            hub.answered(first, without=True)  # and asks for the next
+            hub.heard(first, without=False)  # it got the credit
+            hub.heard(first, without=True)  # and asks for the next
     assert order == [0, 1, 0, 1]
+
+
+async def test_who_lets_its_turn_pass_goes_to_the_end(turns: Turns) -> None:
+    async with connected(3) as (hub, made):
+        for one in made:
+            hub.heard(one, without=True)
+        order = []
+        for _ in range(6):
+            turns.clear()
+            await free(hub, 1)
+            order += [made.index(one) for one in made if (one.session, 0.0) in turns]
+    assert order == [0, 1, 2, 0, 1, 2]
 
 
 async def test_who_asked_again_in_vain_keeps_its_place(turns: Turns) -> None:
     async with connected(2) as (hub, (a, b)):
         for one in (a, b, b, a):
-            hub.answered(one, without=True)
+            hub.heard(one, without=True)
         await free(hub, 1)
     assert turns == [(a.session, 0.0), (b.session, TURN_S)]
 
@@ -101,7 +113,7 @@ async def test_as_many_as_there_are_credits_are_told_at_once_and_all_before_long
 ) -> None:
     async with connected(20) as (hub, all_of_them):
         for one in all_of_them:
-            hub.answered(one, without=True)
+            hub.heard(one, without=True)
         await free(hub, 2)
     delays = [delay_s for _, delay_s in turns]
     assert delays[:6] == [0, 0, TURN_S, TURN_S, 2 * TURN_S, 2 * TURN_S]
@@ -111,7 +123,7 @@ async def test_as_many_as_there_are_credits_are_told_at_once_and_all_before_long
 async def test_who_waits_for_nothing_and_what_is_no_credit_are_told_at_once(turns: Turns) -> None:
     async with connected(3) as (hub, (a, b, idle)):
         for one in (a, b):
-            hub.answered(one, without=True)
+            hub.heard(one, without=True)
         await free(hub, 1)
         assert (idle.session, 0.0) in turns
         turns.clear()
@@ -134,8 +146,8 @@ async def test_several_pushes_before_its_turn_are_told_once_and_with_the_newest_
 async def test_a_turn_of_a_connection_that_has_ended_is_nobodys(turns: Turns) -> None:
     async with connected(1) as (hub, (a,)):
         async with hub.connection(SessionId("session_b"), LOAN) as b:
-            hub.answered(b, without=True)
-            hub.answered(a, without=True)
+            hub.heard(b, without=True)
+            hub.heard(a, without=True)
         await free(hub, 1)
     assert turns == [(a.session, 0.0)]
 

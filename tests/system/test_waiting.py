@@ -123,6 +123,8 @@ async def test_credits_that_trickle_in_starve_nobody_at_two_enclaves(stage: Stag
             await until(one_more)
             assert len(served) == number  # one credit serves one query
         await asyncio.gather(*tasks)
+    # neither enclave gets every credit until it needs no more
+    assert {where for where, _ in served[: many + few]} == {0, 1}
     for at in range(2):
         here = [who for where, who in served if where == at]
         assert Counter(here) == {0: many, 1: few}

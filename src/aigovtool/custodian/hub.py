@@ -6,9 +6,9 @@ Rule 2: a connection that cannot keep up is dropped: on its return it is told th
         whole, so nothing is lost by it.
 Rule 3: a session has one connection at a time. Another one waits until the first is dead; it is
         pinged, so that it is known within seconds. Two that live at once would be clones.
-Rule 4: who asked for a lease and got none is told of freed credits in turn, who went without
-        for longest first, and only as many at once as there are credits: one credit does not make
-        a thousand enclaves ask, and the quickest does not get every one.
+Rule 4: who goes without, or says that queries wait, is told of freed credits in turn, and only as
+        many at once as there are credits: one credit does not make a thousand enclaves ask, and
+        the quickest does not get every one. Whose turn it was goes to the end, asking or not.
 Rule 5: with several processes on one ledger, pushes come by `told`. A process that is parted from
         the others hears nothing: it drops its connections and takes none, until it has joined.
 """
@@ -106,8 +106,8 @@ class Hub:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is connected
                 self._loop.call_soon_threadsafe(call)
 
-    def answered(self, connection: Connection, *, without: bool) -> None:
-        """Note whether a session asked for a lease and goes without; on the event loop only."""
+    def heard(self, connection: Connection, *, without: bool) -> None:
+        """Note whether a session goes without what it waits for; on the event loop only."""
         waiting = self._without.setdefault(connection.loan, {})
         if without:
             waiting.setdefault(connection.session)
@@ -127,12 +127,17 @@ class Hub:
                     connection.send(None)
 
     def _turns(self, push: Push) -> dict[SessionId, float]:
-        """Say after how many seconds whom to tell of freed credits (Rule 4)."""
+        """Take turns, and say after how many seconds whom to tell of freed credits (Rule 4)."""
         assert isinstance(push.message, CreditsFreed)
         at_once = max(1, push.message.left)
+        waiting = self._without.get(push.loan, {})
+        order = list(waiting)
+        for session in order[:at_once]:
+            del waiting[session]
+            waiting[session] = None
         return {
             session: min(LAST_TURN_S, TURN_S * (number // at_once))
-            for number, session in enumerate(self._without.get(push.loan, ()))
+            for number, session in enumerate(order)
         }
 
     def _wake(self) -> None:

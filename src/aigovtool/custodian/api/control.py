@@ -215,7 +215,7 @@ class Control:
 
                 def tell(answer: ReportAnswer) -> None:
                     without = message.want is not None and answer.lease is None
-                    app.hub.answered(connection, without=without)
+                    app.hub.heard(connection, without=without)
                     connection.send(answer)
 
                 with app.metrics.report():
@@ -225,6 +225,7 @@ class Control:
                     MalformedError, RefusedError
                 ):  # a consumer's wish ends no session
                     await off_loop(app.reports, lambda: app.grants.want_more(session, message))
+                    app.hub.heard(connection, without=message.waiting_in_all > 0)
             case Reattest():
                 # an appraisal takes milliseconds, which reports need not wait for
                 await off_loop(app.pool, lambda: app.reattestation.answer(session, message))
