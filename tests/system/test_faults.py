@@ -143,10 +143,10 @@ async def test_unreachable_custodian_ends_service_within_a_lease(stage: Stage) -
         assert await ask(client) is None
         custodian.popen.send_signal(signal.SIGSTOP)
         stopped_at = last_served = time.monotonic()
-        while time.monotonic() - stopped_at < LEASE_S + 3:
+        while (asked_at := time.monotonic()) - stopped_at < LEASE_S + 3:
             if await ask(client) is None:
-                last_served = time.monotonic()
-        assert last_served - stopped_at <= LEASE_S + 0.2
+                last_served = asked_at
+        assert last_served - stopped_at <= LEASE_S
         custodian.popen.send_signal(signal.SIGCONT)
         begin = time.monotonic()
         while await ask(client) is not None:
@@ -188,6 +188,14 @@ async def test_killed_enclave_forfeits_its_lease_and_nothing_more(stage: Stage) 
     assert after["forfeited"] == seen["forfeited"]
 
 
+async def no_longer(client: AsyncClient, before: type[AIGovToolError] | None) -> object:
+    """Ask until a push has come, much sooner than a lease would end; return what is said then."""
+    async with asyncio.timeout(LEASE_S / 2):
+        while (said := await ask(client)) is before:
+            pass
+    return said
+
+
 async def test_stop_cuts_off_and_is_proven_and_resume_serves_again(stage: Stage) -> None:
     lend(stage, 100)
     _, port = stage.serve_enclave()
@@ -196,7 +204,7 @@ async def test_stop_cuts_off_and_is_proven_and_resume_serves_again(stage: Stage)
         assert await ask(client) is None
         stopped = stage.custodian("stop", loan, "--reason", "contract ended")
         assert stopped.code == 0, stopped.stderr
-        assert await ask(client) is LoanNotActiveError
+        assert await no_longer(client, None) is LoanNotActiveError
         begin = time.monotonic()
         while "stop_proof" not in (told := stage.custodian("events").stdout):
             assert time.monotonic() - begin < 60, told[-500:]
@@ -214,9 +222,9 @@ async def test_block_ends_service_at_once_and_unblock_brings_it_back(stage: Stag
     async with await connect(stage, port) as client:
         assert await ask(client) is None
         assert stage.custodian("block", consumer, "--reason", "key on a forum").code == 0
-        assert await ask(client) is BlockedError
+        assert await no_longer(client, None) is BlockedError
         assert stage.custodian("unblock", consumer).code == 0
-        assert await ask(client) is None
+        assert await no_longer(client, BlockedError) is None
 
 
 async def test_waiting_client_is_woken_by_a_grant(stage: Stage) -> None:
