@@ -30,7 +30,7 @@ docs: .venv/.dev
 
 # Benchmarks install what they compare with
 bench: .venv/.dev
-	$(PIP) install --require-hashes -r requirements/bench.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/bench.txt
 	$(BIN)/python -m benchmarks.unsealing
 	$(BIN)/python -m benchmarks.verification
 	$(BIN)/python -m benchmarks.metering
@@ -73,14 +73,18 @@ nodes: .venv/.dev
 protos: .venv/.dev
 	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/aigovtool/wire/grpc/oip.proto
 
+# The locks hold everything, so nothing is resolved (--no-deps): pip would ask for the newest of what a package
+# wants with an extra, whatever the lock says of it without, and refuse that. `pip check` says if something is missing.
 # hatchling comes from the lock too, so building our own package fetches nothing unpinned
 .venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/python
-	$(PIP) install --require-hashes -r requirements/runtime.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/runtime.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	$(PIP) check
 	@touch $@
 
 .venv/.dev: requirements/dev.txt .venv/.runtime
-	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
+	$(PIP) check
 	@touch $@
 
 # Write the lock files anew (make lock UPGRADE=--upgrade). No index address goes into them.
