@@ -43,6 +43,7 @@ ONLY_A_NONCE = re.compile(
     rb"GET /\.well-known/attestation\?nonce=[0-9a-f]{64} HTTP/1\.1\r\n"
     rb"host: 127\.0\.0\.1:\d+\r\n"
     rb"accept: application/json\r\n"
+    rb"aigovtool-loan: [a-z0-9_-]+\r\n"
     rb"connection: close\r\n\r\n"
 )
 
@@ -312,3 +313,15 @@ async def test_same_custodian_with_another_loan_in_the_manifest(
     custodian = Custodian(public_key=world.custodian.public_key, loan=LoanId("loan_other"))
     error = await refuse(enclave, replace(world.policy, custodian=custodian), RefusedError)
     assert codes(error) == {"channel.loan"}
+
+
+async def test_a_loan_named_to_end_a_header_is_only_a_name(enclave: StandIn, world: World) -> None:
+    loan = LoanId("x\r\nauthorization: Bearer y\r\n\u2028")
+    custodian = Custodian(public_key=world.custodian.public_key, loan=loan)
+    with pytest.raises(RefusedError):
+        await connect_async(
+            enclave.address, manifest=replace(world.policy, custodian=custodian), api_key=API_KEY
+        )
+    (sent,) = [bytes(data) for data in enclave.received]
+    assert b"aigovtool-loan: x%0D%0Aauthorization%3A%20Bearer%20y%0D%0A%E2%80%A8\r\n" in sent
+    assert b"\nauthorization" not in sent

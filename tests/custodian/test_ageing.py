@@ -509,7 +509,7 @@ async def test_a_real_enclave_attests_again_while_it_serves(tmp_path: Path) -> N
         running = asyncio.create_task(
             serve(
                 EnclaveConfig(listen="127.0.0.1:0", cache=None, compute_threads=1),
-                made.ticket,
+                [made.ticket],
                 SimulatedAttester(made.platform, clock=clock, measurement=GENUINE),
                 clock=clock,
                 progress=LoggedProgress(),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,6 +104,7 @@ async def running_enclave(
     metrics_listen: str | None = None,
     metrics_token: Path | None = None,
     grpc_listen: str | None = None,
+    beside: Sequence[FakeCustodian] = (),
 ) -> AsyncIterator[RunningEnclave]:
     clock, stop, ready = JumpingClock(), asyncio.Event(), asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -127,7 +128,7 @@ async def running_enclave(
                 metrics_token=metrics_token,
                 limits=msgspec.structs.replace(limits or Limits(), drain_s=1.0, goodbye_s=1.0),
             ),
-            custodian.ticket,
+            [one.ticket for one in (custodian, *beside)],
             attester or FakeAttester(),
             clock=clock,
             progress=LoggedProgress(),

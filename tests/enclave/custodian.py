@@ -115,7 +115,8 @@ class Enrolled:
 class FakeCustodian:
     """Serves one loan of one model."""
 
-    def __init__(self, key: SigningKey, model: Sealed, *, budget: int) -> None:
+    def __init__(self, key: SigningKey, model: Sealed, *, budget: int, loan: LoanId = LOAN) -> None:
+        self.loan = loan
         self.key = key
         self.model = model
         self.granted = self.left = budget
@@ -160,7 +161,7 @@ class FakeCustodian:
     def ticket(self) -> Ticket:
         return Ticket(
             version=1,
-            loan=LOAN,
+            loan=self.loan,
             custodian=f"127.0.0.1:{self._port}",
             custodian_key=format_public_key(self.key.public_key),
             custodian_certificate=self._root.decode(),
@@ -259,7 +260,7 @@ class FakeCustodian:
                 hpke_key=request.keys.hpke_key,
             ),
             custodian_key=self.key.public_key,
-            loan_id=LOAN,
+            loan_id=self.loan,
         )
         assert any(bound in document for document in request.evidence.documents.values())
         session = Enrolled(SessionId(new_id("ses")), request.keys)
@@ -441,7 +442,7 @@ class FakeCustodian:
     def _statement(self, session: Enrolled, lease: Lease | None) -> Signed:
         now = datetime.now(UTC)
         statement = SessionStatement(
-            loan=LOAN,
+            loan=self.loan,
             session=session.id,
             keys=session.keys,
             model_digest=self.model.verified.digest,

@@ -168,7 +168,8 @@ def _closed() -> ConfigurationError:
 async def _judge_and_pin(address: Address, policy: Policy, clock: Clock) -> _Pin:
     nonce = secrets.token_bytes(NONCE_BYTES)
     begin_s = clock.monotonic_s()
-    presented = await fetch_document(address, nonce=nonce, timeout_s=FETCH_TIMEOUT_S)
+    loan = policy.require_custodian().loan
+    presented = await fetch_document(address, nonce=nonce, loan=loan, timeout_s=FETCH_TIMEOUT_S)
     enclave = judge_enclave(presented, nonce=nonce, policy=policy, now=clock.now())
     life = timedelta(seconds=JUDGEMENT_LIFE_S)
     if enclave.attestation.valid_until is not None:

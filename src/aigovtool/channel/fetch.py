@@ -1,7 +1,8 @@
 """
 Ask an unknown peer who it is.
 
-Rule 1: nobody is trusted yet, so nothing of the consumer's is sent: one GET with a random nonce.
+Rule 1: nobody is trusted yet, so nothing of the consumer's is sent: one GET with a random nonce,
+        and the loan that the custodian's policy names.
 Rule 2: the answer counts only together with the certificate of the connection that it came over,
         so both are taken from one connection, which is then closed.
 Rule 3: an unknown peer may be hostile: what it sends is bounded in size and time, and no redirect
@@ -13,16 +14,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from aigovtool.channel.address import Address
 from aigovtool.channel.http1 import Request, open_connection
 from aigovtool.crypto.tls import TLS_CIPHERS, certificate_pem, spki_sha256_of
 from aigovtool.errors import MalformedError, UnavailableError
+from aigovtool.ids import LoanId
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES
-from aigovtool.wire.headers import ATTESTATION_PATH
+from aigovtool.wire.headers import ATTESTATION_PATH, LOAN
 from aigovtool.wire.problem import error_of
 
 FETCH_TIMEOUT_S = 20.0  # a quote can take a second, and an enclave makes few at a time
+_LOAN = LOAN.lower().encode()
 _NO_SUCH_PATH = (404, 405, 501)  # of a web server that knows nothing of attestation
 
 
@@ -42,7 +46,9 @@ class Presented:
     spki_sha256: bytes
 
 
-async def fetch_document(address: Address, *, nonce: bytes, timeout_s: float) -> Presented:
+async def fetch_document(
+    address: Address, *, nonce: bytes, loan: LoanId, timeout_s: float
+) -> Presented:
     """
     Connect to *address* and get its attestation document for *nonce*.
 
@@ -53,7 +59,7 @@ async def fetch_document(address: Address, *, nonce: bytes, timeout_s: float) ->
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await _fetch(address, nonce)
+            return await _fetch(address, nonce, loan)
     except TimeoutError:
         raise UnavailableError(
             f"no attestation document from {address} within {timeout_s:g} s",
@@ -61,7 +67,7 @@ async def fetch_document(address: Address, *, nonce: bytes, timeout_s: float) ->
         ) from None
 
 
-async def _fetch(address: Address, nonce: bytes) -> Presented:
+async def _fetch(address: Address, nonce: bytes, loan: LoanId) -> Presented:
     connection = await open_connection(address, _context_for_an_unknown_peer())
     try:
         certificate = connection.peer_certificate()
@@ -71,7 +77,11 @@ async def _fetch(address: Address, nonce: bytes) -> Presented:
             Request(
                 method=b"GET",
                 target=f"{ATTESTATION_PATH}?nonce={nonce.hex()}".encode("ascii"),
-                headers=((b"accept", b"application/json"), (b"connection", b"close")),
+                headers=(
+                    (b"accept", b"application/json"),
+                    (_LOAN, quote(loan, safe="").encode()),  # a policy may name anything
+                    (b"connection", b"close"),
+                ),
             )
         )
         body = await response.read(max_bytes=MAX_MESSAGE_BYTES)

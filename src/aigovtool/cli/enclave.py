@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,10 @@ _PREFIX = "AIGOVTOOL_ENCLAVE_"
 _AUTO = "auto"
 
 
-def _option(name: str, **settings: Any) -> Callable[[Any], Any]:
+def _option(name: str, *parameter: str, **settings: Any) -> Callable[[Any], Any]:
     flag = name.partition("/")[0].removeprefix("--")
     variable = _PREFIX + flag.replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=True, **settings)
+    return click.option(name, *parameter, envvar=variable, show_envvar=True, **settings)
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,9 +75,11 @@ def enclave() -> None:
 @enclave.command()
 @_option(
     "--ticket",
+    "tickets",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="The loan ticket that the custodian gave you.",
+    multiple=True,
+    help="The loan ticket that the custodian gave you; once for each loan that is served.",
 )
 @_tee_option
 @_option(
@@ -156,7 +158,7 @@ def enclave() -> None:
 @exits
 def serve(
     *,
-    ticket: Path,
+    tickets: tuple[Path, ...],
     tee: str,
     listen: str,
     grpc_listen: str | None,
@@ -174,7 +176,10 @@ def serve(
     **limits: int | float,
 ) -> None:
     """
-    Serve a lent model: enrol with its custodian, load it, answer its consumers.
+    Serve lent models: enrol with their custodians, load them, answer their consumers.
+
+    Each loan has a session, budget and consumers of its own, and ends by itself; a consumer's key
+    says whose query it is.
 
     The server listens at once and says on /v2/health/ready when it serves. SIGTERM lets queries in
     flight end, settles the last leases with the custodian, wipes key and model, and exits with 0.
@@ -184,7 +189,7 @@ def serve(
     from aigovtool.enclave.hardening import harden
     from aigovtool.wire.ticket import read_ticket
 
-    loan = read_ticket(ticket)
+    loans = [read_ticket(ticket) for ticket in tickets]
     configure(level=log_level, form=log_format)
     for missing in harden():
         talk.print(f"not hardened: {missing}")
@@ -209,10 +214,12 @@ def serve(
         limits=Limits(**limits),  # type: ignore[arg-type] # click made each of its field's type
     )
     with tracing("aigovtool-enclave", os.environ):
-        _run(config, loan, choice.attester, clock)
+        _run(config, loans, choice.attester, clock)
 
 
-def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock) -> None:
+def _run(
+    config: EnclaveConfig, tickets: Sequence[Ticket], attester: Attester, clock: Clock
+) -> None:
     import uvloop
 
     from aigovtool.channel.signals import ended_by_signals
@@ -221,7 +228,8 @@ def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock
     from aigovtool.enclave.progress import BarProgress, LoggedProgress
 
     def listening(address: str) -> None:
-        talk.print(f"listening on {address}; enrolling with {ticket.custodian}")
+        custodians = ", ".join(dict.fromkeys(ticket.custodian for ticket in tickets))
+        talk.print(f"listening on {address}; enrolling with {custodians}")
 
     def ready(now: Ready) -> None:
         talk.print(
@@ -236,10 +244,13 @@ def _run(config: EnclaveConfig, ticket: Ticket, attester: Attester, clock: Clock
         with ended_by_signals(stop.set):
             await serve_enclave(
                 config,
-                ticket,
+                tickets,
                 attester,
                 clock=clock,
-                progress=BarProgress(talk) if talk.is_terminal else LoggedProgress(),
+                # a terminal has one bar at a time, and several models may come at once
+                progress=BarProgress(talk)
+                if talk.is_terminal and len(tickets) == 1
+                else LoggedProgress(),
                 stop=stop,
                 on_listening=listening,
                 on_ready=ready,

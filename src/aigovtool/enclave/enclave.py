@@ -1,5 +1,5 @@
 """
-The enclave as its parts see it: its state, its session, and what stops and wipes it.
+One loan's enclave as its parts see it: its state, its session, and what stops and wipes it.
 
 The API reads it for every query, the control conversation changes it, the supervisor leads it from
 one session to the next.
@@ -25,6 +25,7 @@ from aigovtool.errors import (
     LoanNotActiveError,
     UnavailableError,
 )
+from aigovtool.ids import LoanId
 from aigovtool.telemetry.logs import event
 
 NOT_READY_RETRY_AFTER_S = 5.0
@@ -35,15 +36,22 @@ _log = logging.getLogger(__name__)
 
 class Enclave:
     """
-    One enclave server's state. Implements `control.Host` for the session's conversation.
+    The state of one loan in an enclave server, which may serve others beside it. Implements
+    `control.Host` for the session's conversation.
 
     Args:
         on_ready: called each time the enclave begins to serve.
     """
 
     def __init__(
-        self, *, flights: Flights, clock: Clock, on_ready: Callable[[Session], None]
+        self,
+        *,
+        loan: LoanId,
+        flights: Flights,
+        clock: Clock,
+        on_ready: Callable[[Enclave, Session], None],
     ) -> None:
+        self.loan = loan
         self.life = Lifecycle()
         self.session: Session | None = None
         self.flights = flights
@@ -107,7 +115,7 @@ class Enclave:
             return
         if self.life.state is State.LOADING:
             self.life.move(State.SERVING, "serving")
-            self._on_ready(session)
+            self._on_ready(self, session)
         if self.life.state is State.UNREACHABLE and session.renewal.connected:
             self.life.move(State.SERVING, "serving")
         elif self.life.state is State.SERVING and not session.renewal.connected:

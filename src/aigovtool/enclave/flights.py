@@ -1,5 +1,5 @@
 """
-Queries in flight: charged, and being computed or waiting for a thread.
+Queries of one loan in flight: charged, and being computed or waiting for a thread.
 
 Rule 1: whoever is in flight can be cancelled at any moment; its client is answered at once, and
         its computation is told to end.
@@ -94,20 +94,23 @@ class Flight:
 
 class Flights:
     """
-    The pool of compute threads, and what is in it.
+    What one loan has in the compute threads, which it shares with others.
 
     Args:
-        threads: queries computed at once.
+        pool: the threads.
         limit: queries computed or waiting for a thread; past it they are refused.
         time_s: for one computation, waiting for its thread included.
+        times: is told how long each took.
     """
 
-    def __init__(self, *, threads: int, limit: int, time_s: float) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+    def __init__(
+        self, pool: ThreadPoolExecutor, *, limit: int, time_s: float, times: Times
+    ) -> None:
+        self._pool = pool
         self._limit = limit
         self._each = math.ceil(limit * CONSUMER_SHARE)
         self._time_s = time_s
-        self.times = Times()
+        self.times = times
         self._flights: dict[Flight, None] = {}
         self._jobs: set[Future[Outputs]] = set()
 
@@ -179,10 +182,6 @@ class Flights:
 
             jobs[0].add_done_callback(done)
             await over.wait()
-
-    def close(self) -> None:
-        """End the threads once what they do is done."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _out_of_time(self, flight: Flight) -> None:
         flight.end(

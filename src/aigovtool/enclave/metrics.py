@@ -7,7 +7,7 @@ Rule 2: the hot path adds up plain numbers; all else is read when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -55,73 +55,90 @@ class Tally:
 
 
 class Metrics(Collector):
-    """The numbers of one enclave; `collect` runs on the event loop and waits for nothing."""
+    """
+    The numbers of one enclave server; `collect` runs on the event loop and waits for nothing.
 
-    def __init__(self, *, enclave: Enclave, tally: Tally, clock: Clock) -> None:
-        self._enclave = enclave
+    Args:
+        enclaves: of each loan that it serves.
+        computing: how long computations took.
+    """
+
+    def __init__(
+        self, *, enclaves: Sequence[Enclave], computing: Times, tally: Tally, clock: Clock
+    ) -> None:
+        self._enclaves = enclaves
+        self._computing = computing
         self._tally = tally
         self._clock = clock
 
     def collect(self) -> Iterable[Metric]:
-        enclave = self._enclave
+        enclaves, now_s = self._enclaves, self._clock.monotonic_s()
         yield info("aigovtool_enclave_info")
         yield gauges(
             "aigovtool_enclave_state",
-            "1 for the state that the enclave is in",
+            "How many of the loans that it serves are in this state",
             ("state",),
-            {(state,): float(state is enclave.life.state) for state in State},
+            {(state,): float(sum(one.life.state is state for one in enclaves)) for state in State},
         )
         yield from self._tally.show()
         yield times(
             "aigovtool_enclave_compute_seconds",
             "From a query's charge to its outputs, the wait for a thread included",
-            enclave.flights.times,
+            self._computing,
         )
         yield gauge(
             "aigovtool_enclave_in_flight",
             "Queries charged and being computed",
-            len(enclave.flights),
+            sum(len(one.flights) for one in enclaves),
         )
         yield counter(
-            "aigovtool_enclave_sessions_total", "Sessions that were enrolled", enclave.sessions
+            "aigovtool_enclave_sessions_total",
+            "Sessions that were enrolled",
+            sum(one.sessions for one in enclaves),
         )
-        yield counter("aigovtool_enclave_receipts_total", "Receipts issued", enclave.receipts)
-        yield from _of_session(enclave.session, self._clock.monotonic_s())
+        yield counter(
+            "aigovtool_enclave_receipts_total",
+            "Receipts issued",
+            sum(one.receipts for one in enclaves),
+        )
+        sessions = [one.session for one in enclaves if one.session is not None]
+        yield from _of_sessions(sessions, len(enclaves), now_s)
 
 
-def _of_session(session: Session | None, now_s: float) -> Iterator[Metric]:
-    """Yield what a session stands at; all 0 without one."""
-    renewal = None if session is None else session.renewal
-    waiting = [] if renewal is None else [waiter.patient for waiter in renewal.queue]
+def _of_sessions(sessions: Sequence[Session], loans: int, now_s: float) -> Iterator[Metric]:
+    """Yield what the sessions stand at together; all 0 without one."""
+    renewals = [session.renewal for session in sessions]
+    waiting = [waiter.patient for renewal in renewals for waiter in renewal.queue]
     yield gauges(
         "aigovtool_enclave_waiting",
         "Queries that wait: for credits that exist (lease), or for a decision on more (more)",
         ("for",),
         {("lease",): waiting.count(False), ("more",): waiting.count(True)},
     )
-    meter = None if session is None else session.till.meter
+    meters = [session.till.meter for session in sessions]
     yield gauge(
         "aigovtool_enclave_lease_credits",
         "Credits in live leases",
-        0 if meter is None else meter.credits(now_s),
+        sum(meter.credits(now_s) for meter in meters),
     )
     yield gauge(
         "aigovtool_enclave_lease_seconds",
         "Until the last live lease expires",
-        0 if meter is None or not meter.live(now_s) else meter.valid_until_s() - now_s,
+        max((meter.valid_until_s() - now_s for meter in meters if meter.live(now_s)), default=0),
     )
     yield gauge(
         "aigovtool_enclave_loan_credits_left",
-        "Credits that the custodian last said are leased to nobody",
-        0 if renewal is None else renewal.standing.left,
+        "Credits that custodians last said are leased to nobody",
+        sum(renewal.standing.left for renewal in renewals),
     )
     yield gauge(
         "aigovtool_enclave_unsettled_leases",
         "Closed leases whose settlement the custodian has not acknowledged",
-        0 if renewal is None else renewal.unsettled_leases,
+        sum(renewal.unsettled_leases for renewal in renewals),
     )
+    connected = sum(renewal.connected for renewal in renewals)
     yield gauge(
         "aigovtool_enclave_connected",
-        "1 while the control connection to the custodian is open",
-        float(renewal is not None and renewal.connected),
+        "1 while every loan's control connection to its custodian is open",
+        float(connected == loans),
     )

@@ -66,15 +66,22 @@ class Roster:
                 expected="Authorization: Bearer <consumer key>",
                 mend="the custodian gives consumers their keys",
             )
-        key = authorization[len(_SCHEME) :].strip()
-        if len(key) > MAX_KEY_BYTES:
-            raise _unknown_key()
-        entry = self._by_hash.get(hashlib.sha256(key).digest())
+        entry = self._find(authorization)
         if entry is None:
             raise _unknown_key()
         if (refusal := self.refusal(entry.consumer)) is not None:
             raise refusal
         return entry.consumer
+
+    def knows(self, authorization: bytes | None) -> bool:
+        """Return whether the value of an Authorization header holds a key of one of these."""
+        return authorization is not None and self._find(authorization) is not None
+
+    def _find(self, authorization: bytes) -> RosterEntry | None:
+        key = authorization[len(_SCHEME) :].strip()
+        if len(key) > MAX_KEY_BYTES:
+            return None
+        return self._by_hash.get(hashlib.sha256(key).digest())
 
 
 def _unknown_key() -> UnauthenticatedError:

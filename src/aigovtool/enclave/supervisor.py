@@ -28,7 +28,6 @@ from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError, LoanNotActiveError, UnavailableError
-from aigovtool.ids import LoanId
 from aigovtool.telemetry.logs import event
 
 REFUSED_FIRST_S = 1.0
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Leads the enclave through its sessions; `run` is a task of the server."""
+    """Leads one loan's enclave through its sessions; `run` is a task of the server."""
 
     def __init__(
         self,
@@ -49,7 +48,6 @@ class Supervisor:
         loader: Loader,
         attester: Attester,
         keys: ProcessKeys,
-        loan: LoanId,
         max_waiting: tuple[int, int],
         keepsake: Keepsake,
         clock: Clock,
@@ -61,7 +59,7 @@ class Supervisor:
         self._loader = loader
         self._attester = attester
         self._keys = keys
-        self._loan = loan
+        self._loan = enclave.loan
         self._max_waiting = max_waiting
         self._clock = clock
         self._cache = cache

@@ -8,6 +8,7 @@ REFUND = "Aigovtool-Refund"  # a receipt that takes back the one in `RECEIPT`
 REASON = "Aigovtool-Reason"  # a consumer's own words for why it needs more; goes to the custodian
 
 REPLAYED = "Aigovtool-Replayed"  # `1`: the answer that the same Idempotency-Key got before
+LOAN = "Aigovtool-Loan"  # which loan's evidence, where an enclave serves several
 PLACE = "Aigovtool-Place"  # of a query that waited in vain: `3;of=12`
 
 ATTESTATION_PATH = "/.well-known/attestation"  # on the enclave, for consumers

@@ -1,5 +1,5 @@
 """
-The enclave's HTTP API as one ASGI application: which path is answered by what.
+The enclave's HTTP API for one loan as an ASGI application: which path is answered by what.
 
 No framework: routing on the hot path is a prefix and a split. Everything but health and attestation
 needs a consumer key, and every refusal is a problem document.
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from aigovtool import __version__
 from aigovtool.clock import Clock
-from aigovtool.enclave.api.attest import Attest
+from aigovtool.enclave.api.attest import Attest, Witness
 from aigovtool.enclave.api.coding import coded_reply
 from aigovtool.enclave.api.http import (
     BodyRoom,
@@ -26,7 +26,6 @@ from aigovtool.enclave.api.http import (
     problem_reply,
 )
 from aigovtool.enclave.api.infer import Infer, check_model
-from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.lifecycle import State
@@ -67,16 +66,30 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 
 class Api:
-    """The ASGI application."""
+    """
+    The ASGI application for one loan.
+
+    Args:
+        witness: makes evidence, for the consumers of all loans.
+        room: for the bodies of all loans' queries.
+        tally: of all loans' queries.
+    """
 
     def __init__(
-        self, *, enclave: Enclave, attester: Attester, limits: Limits, clock: Clock, tally: Tally
+        self,
+        *,
+        enclave: Enclave,
+        witness: Witness,
+        room: BodyRoom,
+        limits: Limits,
+        clock: Clock,
+        tally: Tally,
     ) -> None:
         self._enclave = enclave
         self._tally = tally
         self._clock = clock
         self._body_time_s = limits.body_time_s
-        self._infer = Infer(enclave, limits, clock)
+        self._infer = Infer(enclave, room, limits, clock)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v2": {"GET": self._server},
             "/v2/health/live": {"GET": self._live},
@@ -84,7 +97,7 @@ class Api:
             "/v2/repository/index": {"GET": self._index, "POST": self._index},
             BUDGET_PATH: {"GET": self._budget},
             WAITING_PATH: {"GET": self._waiting},
-            ATTESTATION_PATH: {"GET": Attest(enclave, attester, limits, clock)},
+            ATTESTATION_PATH: {"GET": Attest(enclave, witness, clock)},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

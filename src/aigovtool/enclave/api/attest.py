@@ -28,14 +28,13 @@ from aigovtool.wire.enrolment import AttestationDocument
 EVIDENCE_THREADS = 2
 
 
-class Attest:
-    """Serves attestation documents."""
+class Witness:
+    """Makes evidence for consumers, of all loans together (Rule 2)."""
 
-    def __init__(self, enclave: Enclave, attester: Attester, limits: Limits, clock: Clock) -> None:
-        self._enclave = enclave
+    def __init__(self, attester: Attester, limits: Limits, clock: Clock) -> None:
         self._attester = attester
-        self._wait_s = limits.attestation_wait_s
         self._clock = clock
+        self.wait_s = limits.attestation_wait_s
         self._threads = ThreadPoolExecutor(EVIDENCE_THREADS, thread_name_prefix="evidence")
         self._pace = PeerPace(
             per_s=limits.attestations_per_s,
@@ -43,15 +42,41 @@ class Attest:
             now_s=clock.monotonic_s(),
         )
 
+    def check_pace(self, peer: str) -> None:
+        """Raise UnavailableError when too many ask, or *peer* does."""
+        if (after_s := self._pace.take(peer, self._clock.monotonic_s())) > 0:
+            raise UnavailableError(
+                "too many ask for evidence", code="attestation.rate", retry_after_s=after_s
+            )
+
+    async def evidence(self, bound: bytes) -> tuple[Evidence, Endorsements]:
+        """Return evidence that commits to *bound*; raises UnavailableError, and as the attester."""
+
+        def make() -> tuple[Evidence, Endorsements]:
+            return self._attester.evidence(bound), self._attester.endorsements()
+
+        try:
+            async with asyncio.timeout(self.wait_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+        except TimeoutError:
+            raise UnavailableError(
+                "the platform gave no evidence in time", code="attestation.slow"
+            ) from None
+
+
+class Attest:
+    """Serves attestation documents."""
+
+    def __init__(self, enclave: Enclave, witness: Witness, clock: Clock) -> None:
+        self._enclave = enclave
+        self._witness = witness
+        self._clock = clock
+
     async def __call__(self, request: Request) -> Reply:
         """Answer with an `AttestationDocument` for the nonce in the query string."""
         nonce = _nonce(request.query)
         session, _ = self._enclave.serving()
-        now_s = self._clock.monotonic_s()
-        if (after_s := self._pace.take(request.peer, now_s)) > 0:
-            raise UnavailableError(
-                "too many ask for evidence", code="attestation.rate", retry_after_s=after_s
-            )
+        self._witness.check_pace(request.peer)
         bound = report_data(
             AskedBy.CONSUMER,
             nonce=nonce,
@@ -60,7 +85,8 @@ class Attest:
             loan_id=session.loan,
         )
         evidence, statement = await asyncio.gather(
-            self._evidence(bound), session.renewal.live_lease(now_s, wait_s=self._wait_s)
+            self._witness.evidence(bound),
+            session.renewal.live_lease(self._clock.monotonic_s(), wait_s=self._witness.wait_s),
         )
         self._enclave.serving()  # it may have been stopped meanwhile
         return json_reply(
@@ -75,18 +101,6 @@ class Attest:
                 statement=statement,
             )
         )
-
-    async def _evidence(self, bound: bytes) -> tuple[Evidence, Endorsements]:
-        def make() -> tuple[Evidence, Endorsements]:
-            return self._attester.evidence(bound), self._attester.endorsements()
-
-        try:
-            async with asyncio.timeout(self._wait_s):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, make)
-        except TimeoutError:
-            raise UnavailableError(
-                "the platform gave no evidence in time", code="attestation.slow"
-            ) from None
 
 
 def _nonce(query: bytes) -> bytes:

@@ -22,6 +22,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from aigovtool.channel.guarded import guarded_protocol
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import Reply
+from aigovtool.enclave.api.infer import AUTHORIZATION
+from aigovtool.enclave.api.reception import Reception
 from aigovtool.enclave.api.turn import Turns
 
 if TYPE_CHECKING:
@@ -65,16 +67,19 @@ class Direct:
         "response_complete",
         "scope",
         "since_s",
+        "turns",
     )
 
     def __init__(
         self,
         protocol: Any,  # a DirectProtocol
+        turns: Turns,
         path: bytes,
         headers: Mapping[bytes, bytes],
         since_s: float,
     ) -> None:
         self._protocol = protocol
+        self.turns = turns
         self.path = path
         self.headers = headers
         self.body = b""
@@ -144,7 +149,9 @@ class Direct:
             self._protocol.transport.abort()
 
 
-def direct_protocol(turns: Turns, *, max_connections: int, clock: Clock) -> type[HttpToolsProtocol]:
+def direct_protocol(
+    reception: Reception, *, max_connections: int, clock: Clock
+) -> type[HttpToolsProtocol]:
     """Return the protocol for a server that holds at most *max_connections* at one time."""
     guarded: Any = guarded_protocol(max_connections=max_connections)
 
@@ -159,11 +166,12 @@ def direct_protocol(turns: Turns, *, max_connections: int, clock: Clock) -> type
 
         def on_headers_complete(self) -> None:
             headers = dict(self.headers)
+            turns = reception.of_key(headers.get(AUTHORIZATION)).turns
             if not (turns.open and self._is_idle() and self._is_plain(headers)):
                 super().on_headers_complete()
                 return
             self.headers_are_here()
-            direct = Direct(self, self.url, headers, clock.monotonic_s())
+            direct = Direct(self, turns, self.url, headers, clock.monotonic_s())
             self._direct = self.cycle = direct
 
         def on_body(self, body: bytes) -> None:
@@ -178,7 +186,7 @@ def direct_protocol(turns: Turns, *, max_connections: int, clock: Clock) -> type
                 return
             self._direct = None
             direct.is_complete = True
-            turns.add(direct)
+            direct.turns.add(direct)
 
         def _is_idle(self) -> bool:
             return (

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from aigovtool.enclave.api.leaving import unless_gone, watched
 from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
-from aigovtool.enclave.flights import CONSUMER_SHARE, Cut, FlightCutError
+from aigovtool.enclave.flights import Cut, FlightCutError
 from aigovtool.enclave.refunds import REPEATED, Fate
 from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.enclave.session import Session
@@ -72,16 +71,14 @@ class _Ready:
 class Infer:
     """Serves inferences."""
 
-    def __init__(self, enclave: Enclave, limits: Limits, clock: Clock) -> None:
+    def __init__(self, enclave: Enclave, room: BodyRoom, limits: Limits, clock: Clock) -> None:
         self._enclave = enclave
         self._limits = limits
         self._oip_limits = oip.Limits(
             max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
         )
         self._clock = clock
-        share = math.ceil(limits.max_bodies_bytes * CONSUMER_SHARE)
-        # a body that comes compressed takes its room twice
-        self._room = BodyRoom(limits.max_bodies_bytes, max(share, 2 * limits.max_body_bytes))
+        self._room = room
         self._replays = Replays(
             keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes, now_s=clock.monotonic_s
         )
@@ -90,13 +87,14 @@ class Infer:
         """Answer a query; raises what refuses it before its consumer is known."""
         session, model = self._enclave.serving()
         consumer = session.authenticate(request.headers.get(AUTHORIZATION))
+        whose = f"{session.loan} {consumer}"
         try:
             check_model(session, name, version)
             body = await request.body(
                 max_bytes=self._limits.max_body_bytes,
                 time_s=self._limits.body_time_s,
                 room=self._room,
-                of=consumer,
+                of=whose,
             )
             if _ENCODING in request.headers:
                 body = await plain_body(
@@ -104,7 +102,7 @@ class Infer:
                     body,
                     max_bytes=self._limits.max_body_bytes,
                     room=self._room,
-                    of=consumer,
+                    of=whose,
                 )
             key = request.headers.get(IDEMPOTENCY_KEY)
             if key is None:
@@ -118,7 +116,7 @@ class Infer:
         except AIGovToolError as error:
             return problem_reply(error, [self._remaining(session, consumer)])
         finally:
-            self._room.give_back(request.body_bytes, consumer)
+            self._room.give_back(request.body_bytes, whose)
 
     async def _answer(
         self,

@@ -14,18 +14,16 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from aigovtool.channel.grpc_door import Metadata
-from aigovtool.enclave.api.app import Api
-from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.api.reception import Reception
 from aigovtool.errors import UnavailableError
 from aigovtool.wire.grpc.translate import HttpAnswer, HttpRequest
 
 
 class InProcess:
-    """Asks *api*, without a socket."""
+    """Asks *reception*, without a socket."""
 
-    def __init__(self, api: Api, enclave: Enclave) -> None:
-        self._api = api
-        self._enclave = enclave
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
         self._under_way: set[asyncio.Task[HttpAnswer]] = set()
 
     def admit(self, metadata: Metadata) -> str:
@@ -35,9 +33,11 @@ class InProcess:
         Raises:
             UnauthenticatedError, BlockedError, UnavailableError: as `Session.authenticate`.
         """
-        if (session := self._enclave.session) is None:
-            raise self._enclave.not_serving()
-        return session.authenticate(metadata.get("authorization", "").encode("latin-1", "replace"))
+        authorization = metadata.get("authorization", "").encode("latin-1", "replace")
+        enclave = self._reception.of_key(authorization).enclave
+        if (session := enclave.session) is None:
+            raise enclave.not_serving()
+        return session.authenticate(authorization)
 
     async def __call__(self, request: HttpRequest, metadata: Metadata) -> HttpAnswer:
         gone = asyncio.Event()
@@ -72,7 +72,7 @@ class InProcess:
                 chunks.append(message["body"])
 
         given = [*metadata.items(), *request.headers, ("content-length", str(len(request.body)))]
-        await self._api(
+        await self._reception(
             {
                 "type": "http",
                 "method": request.method,
