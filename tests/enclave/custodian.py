@@ -36,6 +36,7 @@ from aigovtool.wire.control import (
     Hello,
     Lease,
     LoanChanged,
+    ModelReplaced,
     MoreDecided,
     MoreWanted,
     Report,
@@ -119,6 +120,9 @@ class FakeCustodian:
         self.loan = loan
         self.key = key
         self.model = model
+        self.retire_after_s = 3600.0
+        self.bodies = {model.verified.digest.hex(): model.body}
+        self.body_gate: asyncio.Event | None = None  # downloads begin when it is set
         self.granted = self.left = budget
         self.spent = 0
         self.state, self.state_reason = "active", ""
@@ -178,6 +182,16 @@ class FakeCustodian:
 
     async def set_roster(self) -> None:
         await self.push(RosterChanged(roster=self._roster()))
+
+    def replace(self, model: Sealed) -> None:
+        """Lend another model, and tell nobody."""
+        self.model = model
+        self.bodies[model.verified.digest.hex()] = model.body
+
+    async def push_replaced(self, model: Sealed) -> None:
+        self.replace(model)
+        digest = model.verified.digest
+        await self.push(ModelReplaced(model_digest=digest, retire_after_s=self.retire_after_s))
 
     async def grant(self, credits: int) -> None:
         self.granted += credits
@@ -279,8 +293,9 @@ class FakeCustodian:
         )
 
     async def _body(self, request: web.Request) -> web.StreamResponse:
-        assert request.match_info["digest"] == self.model.verified.digest.hex()
-        body = self.body_override or self.model.body.read_bytes()
+        if self.body_gate is not None:
+            await self.body_gate.wait()
+        body = self.body_override or self.bodies[request.match_info["digest"]].read_bytes()
         offset = 0
         headers = {}
         if (wanted := request.headers.get("Range")) is not None:
@@ -323,6 +338,8 @@ class FakeCustodian:
             terms=self._terms(),
             roster=self._roster(),
             left=self.left,
+            model_digest=self.model.verified.digest,
+            retire_after_s=self.retire_after_s,
             decided=self.decided,
         )
         await socket.send_str(encode(welcome).decode())

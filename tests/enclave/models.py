@@ -60,6 +60,17 @@ def doubling() -> tuple[dict[str, bytes], ModelSignature]:
     return {"model.onnx": model}, _signature({"x": ("FP32", (-1, 2))}, {"y": ("FP32", (-1, 2))})
 
 
+def tripling() -> tuple[dict[str, bytes], ModelSignature]:
+    """y = x + x + x, on FP32 [N, 2]: what may take the place of `doubling`."""
+    value = helper.make_tensor_value_info
+    model = _model(
+        [helper.make_node("Sum", ["x", "x", "x"], ["y"])],
+        [value("x", TensorProto.FLOAT, [None, 2])],
+        [value("y", TensorProto.FLOAT, [None, 2])],
+    )
+    return {"model.onnx": model}, _signature({"x": ("FP32", (-1, 2))}, {"y": ("FP32", (-1, 2))})
+
+
 def adding() -> tuple[dict[str, bytes], ModelSignature]:
     """y = a + b, on FP32 [N, 2] each; onnxruntime broadcasts a single row over many."""
     value = helper.make_tensor_value_info
@@ -156,6 +167,7 @@ def sealed(
     model: tuple[dict[str, bytes], ModelSignature],
     *,
     name: str = "tiny",
+    version: str = "1",
     interface: ModelInterface | None = None,
 ) -> Sealed:
     """Seal the files of a model."""
@@ -170,7 +182,7 @@ def sealed(
         folder / "body",
         description=ModelDescription(
             name=name,
-            version="1",
+            version=version,
             format="onnx",
             entry="model.onnx",
             signature=signature,

@@ -60,7 +60,12 @@ class Ledger:
 
     def welcome(self) -> Welcome:
         return Welcome(
-            state="active", state_reason="", terms=self.terms(), roster=(), left=self.left
+            state="active",
+            state_reason="",
+            terms=self.terms(),
+            roster=(),
+            left=self.left,
+            model_digest=bytes(32),
         )
 
     def terms(self) -> Terms:

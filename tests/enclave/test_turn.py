@@ -258,7 +258,7 @@ async def test_a_stop_between_asking_and_serving_charges_nothing(
     assert (await rich.infer())[0] == 200
 
     def stop(turns: turn.Turns) -> None:
-        turns._enclave.stop(Ending(to=State.STOPPED, reason="stopped"))
+        turns._enclave.ceased(Ending(to=State.STOPPED, reason="stopped"))
 
     hold(monkeypatch, lambda asked: len(asked) == 5, stop)
     alice = rich.custodian.alice

@@ -258,6 +258,7 @@ def _session(tx: Reading, row: Session, span: _Span) -> SessionLine:
     before = tx.settlements_before(row.session, span.begin)
     return SessionLine(
         session=row.session,
+        model_digest=row.model,
         keys=row.keys,
         tee=row.tee,
         measurement=row.measurement,

@@ -35,9 +35,17 @@ class AdminClient:
     Args:
         url: such as ``http://127.0.0.1:6000``.
         authority: PEM of whoever certified an ``https`` one, None for the machine's own list.
+        timeout_s: for each answer to begin.
     """
 
-    def __init__(self, url: str, token: str, *, authority: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        authority: Path | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise ConfigurationError(
@@ -47,12 +55,20 @@ class AdminClient:
         self._host, self._port, self._scheme = parts.hostname, parts.port, parts.scheme
         self._token = token
         self._authority = authority
+        self._timeout_s = timeout_s
 
     @classmethod
-    def of(cls, url: str, token_file: Path, *, authority: Path | None = None) -> AdminClient:
+    def of(
+        cls,
+        url: str,
+        token_file: Path,
+        *,
+        authority: Path | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> AdminClient:
         """Call the API at *url* with the token in a file; raises ConfigurationError."""
         token = files.read_text(token_file, mend="name the custodian's admin.token").strip()
-        return cls(url, token, authority=authority)
+        return cls(url, token, authority=authority, timeout_s=timeout_s)
 
     def get(self, path: str, kind: type[T], **query: str | int | None) -> T:
         """
@@ -133,7 +149,7 @@ class AdminClient:
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._scheme == "http":
-            return http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
             context = ssl.create_default_context(
                 cafile=None if self._authority is None else str(self._authority)
@@ -141,5 +157,5 @@ class AdminClient:
         except (OSError, ssl.SSLError):
             raise MalformedError("the --admin-ca file is not a certificate in PEM") from None
         return http.client.HTTPSConnection(
-            self._host, self._port, timeout=TIMEOUT_S, context=context
+            self._host, self._port, timeout=self._timeout_s, context=context
         )

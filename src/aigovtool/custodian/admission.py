@@ -6,11 +6,14 @@ Rule 2: a `ReleasePermit` exists only after the session's row is durable, and on
         one; the vault wraps nothing without it.
 Rule 3: at most `max_enclaves` sessions can serve at one time. When all places are taken, a session
         that is disconnected and holds no lease that could still be served from gives way.
+Rule 4: an enclave takes over its loan's new model in a session beside the one with the old model,
+        under the same attested signing key. The two count as one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -113,10 +116,11 @@ class Admission:
             loan = loan_of(entry.tx, loan_id)
             check_active(loan, entry.now)
             _check_age(result, entry.now)
-            self._make_room(entry, loan)
+            self._make_room(entry, loan, request.keys.signing_key)
             session = Session(
                 session=SessionId(new_id("session")),
                 loan=loan_id,
+                model=loan.model,
                 state=SessionState.LIVE,
                 keys=request.keys,
                 tee=result.tee.value,
@@ -164,8 +168,8 @@ class Admission:
             proof=_MADE_HERE,
         )
 
-    def _make_room(self, entry: Entry, loan: Loan) -> None:
-        live = entry.tx.live_sessions_of_loan(loan.loan)
+    def _make_room(self, entry: Entry, loan: Loan, signing_key: bytes) -> None:
+        live = _counted(entry.tx.live_sessions_of_loan(loan.loan), loan, signing_key)
         if len(live) < loan.terms.max_enclaves:
             return
         silent = [session for session in live if session.disconnected is not None]
@@ -187,3 +191,11 @@ class Admission:
                 retry_after_s=math.ceil(soonest),
             )
         lapse_session(entry, silent[waits.index(soonest)], "it gave way to a new enclave")
+
+
+def _counted(live: Sequence[Session], loan: Loan, newcomer: bytes) -> list[Session]:
+    """Return those that take a place, beside the newcomer with this signing key (Rule 4)."""
+    taken_over = {one.keys.signing_key for one in live if one.model == loan.model} | {newcomer}
+    return [
+        one for one in live if one.model == loan.model or one.keys.signing_key not in taken_over
+    ]

@@ -16,6 +16,7 @@ from aigovtool.errors import AIGovToolError, ConfigurationError, ConflictError, 
 
 PRIVATE = 0o600
 MAX_SMALL_FILE_BYTES = 4 << 20
+FOLDER_IN_USE = "data.in_use"  # the code of what `held` raises
 
 
 def write_whole(path: Path, text: str, *, mode: int = PRIVATE) -> None:
@@ -84,7 +85,7 @@ def held(path: Path) -> Iterator[None]:
         except OSError:
             raise ConflictError(
                 f"another custodian uses {path.parent}",
-                code="data.in_use",
+                code=FOLDER_IN_USE,
                 mend="end it first, or name another --data folder",
             ) from None
         yield

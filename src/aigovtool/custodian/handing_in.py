@@ -92,8 +92,15 @@ class HandingIn:
         if held is None:
             raise UnavailableError("the ledger is not held any more: connect again")
         with self._ledger.read() as tx:
-            terms = terms_of(loan_of(tx, loan_id), self._ledger.clock.now())
-        return Welcome(state=HELD, state_reason=held.reason, terms=terms, roster=(), left=0)
+            loan = loan_of(tx, loan_id)
+        return Welcome(
+            state=HELD,
+            state_reason=held.reason,
+            terms=terms_of(loan, self._ledger.clock.now()),
+            roster=(),
+            left=0,
+            model_digest=loan.model,
+        )
 
     def take(self, whose: SessionStatement, signed: Signed, report: Report) -> ReportAnswer:
         """

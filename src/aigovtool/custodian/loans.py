@@ -27,7 +27,7 @@ from aigovtool.custodian.store.base import Reading
 from aigovtool.custodian.tokens import CONSUMER, TICKET, hash_token, new_token
 from aigovtool.errors import ConflictError, MalformedError, NotFoundError
 from aigovtool.ids import ConsumerId, LoanId, new_id
-from aigovtool.wire.control import LoanChanged, TermsChanged
+from aigovtool.wire.control import LoanChanged, ModelReplaced, TermsChanged
 from aigovtool.wire.limits import NO_LIMITS, Limits, Rate, check_limits
 
 MAX_NAME_CHARACTERS = 100
@@ -37,6 +37,7 @@ MAX_LEASE_CREDITS = 1_000_000_000
 MAX_SETTLE_GRACE_S = 86_400.0
 MAX_WIPE_AFTER_S = 30 * 86_400.0
 MAX_LOAN_LIFE = timedelta(days=36_525)  # a century
+MAX_RETIRE_S = 30 * 86_400.0
 MAX_REATTEST_INTERVAL_S = 30 * 86_400.0  # as long as Intel's collateral is valid
 
 T = TypeVar("T")
@@ -83,10 +84,7 @@ class Loans:
         parse_policy(policy.encode())
         with self._ledger.write() as entry:
             _check_terms(terms, entry.now)
-            if entry.tx.model(model) is None:
-                raise NotFoundError(
-                    f"there is no model {model.hex()}", mend="aigovtool custodian model list"
-                )
+            _check_model(entry, model)
             if any(other.name == name for other in entry.tx.loans()):
                 raise ConflictError(
                     f"there is a loan named {name!r} already", mend="choose another --name"
@@ -173,11 +171,7 @@ class Loans:
             changes["expires"] = expires
         with self._ledger.write() as entry:
             loan = loan_of(entry.tx, loan_id)
-            state = state_at(loan.state, loan.terms.expires, entry.now)
-            if state in (LoanState.EXPIRED, LoanState.CLOSED):
-                raise ConflictError(
-                    f"the loan {loan_id} is {state}", code="loan.over", mend="make a new loan"
-                )
+            _check_not_over(loan, entry.now)
             changes["limits"] = new_limits(loan.terms.limits, rate, concurrency)
             terms = dataclasses.replace(loan.terms, **changes)
             _check_terms(terms, entry.now)
@@ -189,6 +183,57 @@ class Loans:
                 entry.tx.set_loan_terms(loan)
                 entry.event("loan.terms", actor=actor, loan=loan_id, **changes)
             entry.push(loan_id, TermsChanged(terms=terms_of(loan, entry.now)))
+            return loan
+
+    def replace_model(
+        self, loan_id: LoanId, model: bytes, *, retire_after_s: float, reason: str, actor: str
+    ) -> Loan:
+        """
+        Lend the model with this digest from now on, and tell the loan's enclaves.
+
+        A session keeps the model that it has, and serves until its enclave has taken over the new
+        one in another session.
+
+        Args:
+            retire_after_s: so long an older model may be served, at most.
+
+        Raises:
+            NotFoundError: no such loan, or no such model.
+            MalformedError: *retire_after_s* out of bounds.
+            ConflictError: the loan lends this model already, has expired or is closed.
+        """
+        if not 0 <= retire_after_s <= MAX_RETIRE_S:
+            raise MalformedError(
+                "not a time for a model to retire",
+                code="loan.retire",
+                expected=f"0 to {MAX_RETIRE_S:g} seconds",
+                came=str(retire_after_s),
+            )
+        with self._ledger.write() as entry:
+            loan = loan_of(entry.tx, loan_id)
+            _check_not_over(loan, entry.now)
+            _check_model(entry, model)
+            if loan.model == model:
+                raise ConflictError(
+                    f"the loan {loan_id} is of this model already",
+                    code="loan.model",
+                    came=model.hex(),
+                )
+            before = loan.model
+            loan = dataclasses.replace(
+                loan, model=model, retires=entry.now + timedelta(seconds=retire_after_s)
+            )
+            entry.tx.set_loan_model(loan)
+            entry.event(
+                "loan.model_replaced",
+                actor=actor,
+                loan=loan_id,
+                model=model.hex(),
+                before=before.hex(),
+                retire_after_s=retire_after_s,
+                reason=reason,
+            )
+            entry.push(loan_id, ModelReplaced(model_digest=model, retire_after_s=retire_after_s))
             return loan
 
     def new_ticket(self, loan_id: LoanId, *, actor: str) -> Made[Loan]:
@@ -330,6 +375,21 @@ def _check_name(name: str) -> None:
             code="name",
             expected=f"1 to {MAX_NAME_CHARACTERS} printable characters",
             came=ascii(name[:40]),
+        )
+
+
+def _check_not_over(loan: Loan, now: datetime) -> None:
+    state = state_at(loan.state, loan.terms.expires, now)
+    if state in (LoanState.EXPIRED, LoanState.CLOSED):
+        raise ConflictError(
+            f"the loan {loan.loan} is {state}", code="loan.over", mend="make a new loan"
+        )
+
+
+def _check_model(entry: Entry, model: bytes) -> None:
+    if entry.tx.model(model) is None:
+        raise NotFoundError(
+            f"there is no model {model.hex()}", mend="aigovtool custodian model list"
         )
 
 

@@ -121,7 +121,7 @@ def held_mark(path: Path, public_key: bytes, *, shared: bool = False) -> Iterato
             finally:
                 mark.close()
     except ConflictError as error:
-        if error.reasons[0].code != "data.in_use":
+        if error.reasons[0].code != files.FOLDER_IN_USE:
             raise
         raise ConflictError(
             "another custodian with this key serves from this machine",

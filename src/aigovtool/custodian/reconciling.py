@@ -25,7 +25,7 @@ from aigovtool.custodian import evidence as showing
 from aigovtool.custodian import rollback
 from aigovtool.custodian.ageing import Step
 from aigovtool.custodian.evidence import Evidence, LeaseEvidence, Shown, Signer
-from aigovtool.custodian.ledger import Entry, Ledger
+from aigovtool.custodian.ledger import Entry, Ledger, loan_of
 from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.mark import Marked, Vouched
 from aigovtool.custodian.records import (
@@ -439,6 +439,7 @@ class _Work:
         session = Session(
             session=signer.session,
             loan=signer.loan,
+            model=loan_of(entry.tx, signer.loan).model,
             state=SessionState.ENDED,
             keys=signer.keys,
             tee="none",

@@ -98,6 +98,7 @@ class Loan:
     Args:
         token_sha256: of its ticket's token.
         rate_full_at: when its rate's bucket is full again, None for at once.
+        retires: when sessions with a model that it lent before are ended, None if there was none.
     """
 
     loan: LoanId
@@ -110,6 +111,7 @@ class Loan:
     token_sha256: bytes
     created: datetime
     rate_full_at: datetime | None = None
+    retires: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,7 @@ class Session:
     One attested run of an enclave.
 
     Args:
+        model: that it was given the key of; the loan may lend another one by now.
         disconnected: since when it has no control connection, None while it has one.
         last_report: number of the last report that was applied, 0 before the first.
         report_sha256: of that report, to tell a repetition from another with its number.
@@ -170,6 +173,7 @@ class Session:
 
     session: SessionId
     loan: LoanId
+    model: bytes
     state: SessionState
     keys: Keys
     tee: str

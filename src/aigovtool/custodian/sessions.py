@@ -3,7 +3,8 @@ Sessions after their release: who connects, what ends them, what silence costs.
 
 Rule 1: whoever connects proves that it holds the session's attested signing key.
 Rule 2: a session that ended or found no room may connect only to settle what it holds.
-Rule 3: a silent session lapses after its grace; its leases are forfeited when they too are over
+Rule 3: a session whose model was replaced is ended when its time is over, unless it ends by itself.
+Rule 4: a silent session lapses after its grace; its leases are forfeited when they too are over
         since that long. It lives again when it reconnects, if the loan has room for it.
 """
 
@@ -34,6 +35,7 @@ from aigovtool.wire.enrolment import Terms
 
 DECISIONS_TOLD_S = 600.0  # to enclaves that connect; those that were there remember as long
 RECENT_REQUESTS = 1000  # among which recent decisions are looked for
+RETIRE_GRACE = timedelta(seconds=10)  # for an enclave to end its session, and settle, by itself
 SWEEP_ROWS = 200  # in one decision, so that a sweep never holds reports up for long
 
 
@@ -196,6 +198,8 @@ class Sessions:
             terms=terms_of(loan, entry.now),
             roster=roster_of(entry.tx, loan.loan, entry.now),
             left=loan.account.left,
+            model_digest=loan.model,
+            retire_after_s=_left_s(loan.retires, entry.now),
             place=place,
             sharers=sharers,
             decided=_decided_lately(entry, loan),
@@ -284,7 +288,7 @@ class Sessions:
 
     def sweep(self) -> int:
         """
-        Expire loans past their date, forfeit leases and lapse sessions whose grace is over.
+        Expire loans past their date, forfeit leases, and end or lapse sessions whose time is over.
 
         Returns:
             How many there were; as many as `SWEEP_ROWS` of a kind, and there may be more.
@@ -301,10 +305,17 @@ class Sessions:
                 books = Books(entry, loan_of(entry.tx, row.loan))
                 books.forfeit(row, actor=CUSTODIAN)
                 books.write()
+            retired = entry.tx.retired_sessions(entry.now - RETIRE_GRACE, SWEEP_ROWS)
+            for session_id in retired:
+                end_session(entry, find_session(entry.tx, session_id), "its model was replaced")
             silent = entry.tx.silent_sessions(entry.now, SWEEP_ROWS)
             for session_id in silent:
                 lapse_session(entry, find_session(entry.tx, session_id), "silent past its grace")
-        return len(expired) + len(leases) + len(silent)
+        return len(expired) + len(leases) + len(retired) + len(silent)
+
+
+def _left_s(until: datetime | None, now: datetime) -> float | None:
+    return None if until is None else max(0.0, (until - now) / timedelta(seconds=1))
 
 
 def _live(entry: Entry, loan: Loan) -> int:
@@ -317,5 +328,8 @@ def _due(ledger: Ledger) -> bool:
     now = ledger.clock.now()
     with ledger.read() as tx:
         return bool(
-            tx.loans_past_date(now) or tx.leases_to_forfeit(now, 1) or tx.silent_sessions(now, 1)
+            tx.loans_past_date(now)
+            or tx.leases_to_forfeit(now, 1)
+            or tx.retired_sessions(now - RETIRE_GRACE, 1)
+            or tx.silent_sessions(now, 1)
         )

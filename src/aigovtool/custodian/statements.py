@@ -34,7 +34,7 @@ def state(
             loan=loan.loan,
             session=session.session,
             keys=session.keys,
-            model_digest=loan.model,
+            model_digest=session.model,
             lease=lease,
             left=left,
             head=head,

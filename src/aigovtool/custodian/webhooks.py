@@ -46,6 +46,7 @@ KINDS = (
     "loan.closed",
     "loan.created",
     "loan.expired",
+    "loan.model_replaced",
     "loan.resumed",
     "loan.stopped",
     "report.refused",

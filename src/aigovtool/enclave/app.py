@@ -56,7 +56,8 @@ class Ready:
     Args:
         address: ``host:port`` on which it listens.
         left: credits of the loan that are not leased to anyone.
-        after_s: since `serve` was called, or since the enclave last ceased to serve.
+        after_s: since `serve` was called, the enclave last ceased to serve, or its model was
+            replaced.
     """
 
     address: str
@@ -97,7 +98,7 @@ async def serve(
     host, port = listening.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def ready(enclave: Enclave, session: Session) -> None:
+    def ready(session: Session, after_s: float) -> None:
         manifest = session.verified.manifest
         on_ready(
             Ready(
@@ -105,7 +106,7 @@ async def serve(
                 model=manifest.name,
                 version=manifest.version,
                 left=session.renewal.standing.left,
-                after_s=clock.monotonic_s() - enclave.idle_since_s,
+                after_s=after_s,
             )
         )
 
@@ -182,21 +183,11 @@ class House:
         self,
         ticket: Ticket,
         client: CustodianClient,
-        on_ready: Callable[[Enclave, Session], None],
+        on_ready: Callable[[Session, float], None],
     ) -> Supervisor:
         """Make a desk for a loan, and return who leads it."""
         config, limits, clock = self._config, self._config.limits, self._clock
-        enclave = Enclave(
-            loan=ticket.loan,
-            flights=Flights(
-                self._threads,
-                limit=limits.max_queue,
-                time_s=limits.query_time_s,
-                times=self._computing,
-            ),
-            clock=clock,
-            on_ready=on_ready,
-        )
+        enclave = Enclave(loan=ticket.loan, clock=clock, on_ready=on_ready)
         api = Api(
             enclave=enclave,
             witness=self._witness,
@@ -222,10 +213,20 @@ class House:
             ),
             attester=self._attester,
             keys=self._keys,
+            make_flights=self._make_flights,
             max_waiting=(limits.max_waiting, limits.max_waiting_each),
             keepsake=self._keepsakes[key],
             clock=clock,
             cache=config.cache,
+        )
+
+    def _make_flights(self) -> Flights:
+        limits = self._config.limits
+        return Flights(
+            self._threads,
+            limit=limits.max_queue,
+            time_s=limits.query_time_s,
+            times=self._computing,
         )
 
     def metrics(self) -> Metrics:

@@ -36,6 +36,7 @@ from aigovtool.wire.control import (
     FromCustodian,
     GrantMade,
     LoanChanged,
+    ModelReplaced,
     MoreDecided,
     ReattestWanted,
     ReportAnswer,
@@ -50,6 +51,7 @@ from aigovtool.wire.control import (
 
 ACTIVE = "active"
 CLOSED = "closed"
+MODEL_REPLACED = "the loan's model was replaced"
 HELLO_TIMEOUT_S = 10.0
 FAREWELL_S = 5.0  # for the last settlements to be acknowledged
 STEADY_S = 2.0  # a connection that lasted so long was a good one
@@ -259,8 +261,11 @@ class Conversation:
                     await self._wakeup.wait()
 
     async def _expire(self) -> None:
-        """End the session when the loan's time is over, should the custodian not say so first."""
+        """End the session when the time of its loan, or of its model, is over."""
         while True:
+            if self._session.retires_s <= self._clock.monotonic_s():
+                self.end(Ending(State.ENROLLING, MODEL_REPLACED))
+                return
             expires = self._session.renewal.terms.expires
             left_s = self._session.expires_s - self._clock.monotonic_s()
             if expires is not None:  # whichever of our two clocks says so first
@@ -268,7 +273,8 @@ class Conversation:
             if left_s <= 0:
                 self.end(Ending(State.STOPPED, "the loan has expired"))
                 return
-            await asyncio.sleep(min(left_s, EXPIRY_CHECK_S))
+            retires_in_s = self._session.retires_s - self._clock.monotonic_s()
+            await asyncio.sleep(max(0.0, min(left_s, retires_in_s, EXPIRY_CHECK_S)))
 
     async def _until_ended(self) -> None:
         await self._ended.wait()
@@ -280,6 +286,7 @@ class Conversation:
             case Welcome():
                 renewal.welcomed(message, self._clock.monotonic_s())
                 self._session.set_terms(message.terms)
+                self._session.set_model_of_loan(message.model_digest, message.retire_after_s)
                 self._loan_is(message.state, message.state_reason)
                 self._session.set_roster(message.roster)
                 self._host.consumers_changed()
@@ -292,6 +299,8 @@ class Conversation:
                 self._host.consumers_changed()
             case TermsChanged():
                 self._session.set_terms(message.terms)
+            case ModelReplaced():
+                self._session.set_model_of_loan(message.model_digest, message.retire_after_s)
             case CreditsFreed():
                 renewal.freed(message.left)
             case MoreDecided():

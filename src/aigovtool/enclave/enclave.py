@@ -1,5 +1,5 @@
 """
-One loan's enclave as its parts see it: its state, its session, and what stops and wipes it.
+One loan's enclave as its parts see it: its state, and the session that gets the queries.
 
 The API reads it for every query, the control conversation changes it, the supervisor leads it from
 one session to the next.
@@ -7,24 +7,15 @@ one session to the next.
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import logging
 from collections.abc import Callable
-from datetime import datetime
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.control import Ending
-from aigovtool.enclave.flights import Flights
-from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.lifecycle import Lifecycle, State
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.session import Session
-from aigovtool.errors import (
-    AIGovToolError,
-    LoanNotActiveError,
-    UnavailableError,
-)
+from aigovtool.errors import LoanNotActiveError, UnavailableError
 from aigovtool.ids import LoanId
 from aigovtool.telemetry.logs import event
 
@@ -36,34 +27,24 @@ _log = logging.getLogger(__name__)
 
 class Enclave:
     """
-    The state of one loan in an enclave server, which may serve others beside it. Implements
-    `control.Host` for the session's conversation.
+    The state of one loan in an enclave server, which may serve others beside it.
 
     Args:
-        on_ready: called each time the enclave begins to serve.
+        on_ready: called each time a session begins to serve, with the seconds that this took.
     """
 
     def __init__(
-        self,
-        *,
-        loan: LoanId,
-        flights: Flights,
-        clock: Clock,
-        on_ready: Callable[[Enclave, Session], None],
+        self, *, loan: LoanId, clock: Clock, on_ready: Callable[[Session, float], None]
     ) -> None:
         self.loan = loan
         self.life = Lifecycle()
         self.session: Session | None = None
-        self.flights = flights
         self.clock = clock
-        self.cancelled = 0
-        self.idle_since_s = clock.monotonic_s()  # when it last ceased to serve, or was made
         self.sessions = 0  # enrolled by this process
+        self._idle_since_s = clock.monotonic_s()  # when it last ceased to serve, or was made
+        self._live: list[Session] = []
         self._past_receipts = 0  # of sessions that are over
         self._on_ready = on_ready
-        self._loading: asyncio.Task[TensorModel] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._wiped: datetime | None = None
 
     # --- for the API ----------------------------------------------------------------------------
 
@@ -82,99 +63,87 @@ class Enclave:
 
     def not_serving(self) -> UnavailableError:
         """Say why no query is admitted."""
-        if self.life.state in (State.STOPPED, State.CLOSED):
-            return LoanNotActiveError(self.life.reason, retry_after_s=STOPPED_RETRY_AFTER_S)
-        return UnavailableError(
-            f"the enclave does not serve: {self.life.reason}",
-            code=f"enclave.{self.life.state}",
-            retry_after_s=NOT_READY_RETRY_AFTER_S,
-        )
+        return refusal(self.life.state, self.life.reason)
 
     @property
     def receipts(self) -> int:
-        """How many receipts this process issued."""
-        return self._past_receipts + (0 if self.session is None else self.session.receipts.count)
+        """How many receipts this process issued under the loan."""
+        return self._past_receipts + sum(session.receipts.count for session in self._live)
+
+    @property
+    def in_flight(self) -> int:
+        """How many queries are charged and being computed."""
+        return sum(len(session.flights) for session in self._live)
 
     # --- for the supervisor ---------------------------------------------------------------------
 
-    def begin(self, session: Session, loading: asyncio.Task[TensorModel]) -> None:
-        """A session was enrolled, and its model is being loaded."""
-        self._past_receipts = self.receipts
+    def enrolled(self, session: Session) -> None:
+        """There is another session, which does not serve yet."""
         self.sessions += 1
-        self.session, self._loading = session, loading
-        self.cancelled, self._closing, self._wiped = 0, None, None
+        self._live.append(session)
+
+    def begin(self, session: Session) -> None:
+        """This session's model is awaited."""
+        self.life.move(State.LOADING, "loading the model")
+        self.session = session
 
     def loaded(self, session: Session, model: TensorModel) -> None:
         """The model is loaded: serve, once the custodian has said for whom."""
         session.model = model
-        self._serve()
+        self.serve()
 
-    def _serve(self) -> None:
+    def succeed(self, session: Session, *, after_s: float) -> None:
+        """From now on queries are those of another session, which is ready."""
+        self.session = session
+        if self.life.state is State.ENROLLING:  # the one before it ended first
+            self.life.move(State.LOADING, "loading the model")
+        else:
+            self._on_ready(session, after_s)
+        self.serve()
+
+    def over(self, session: Session) -> None:
+        """A session has ended."""
+        self._live.remove(session)
+        self._past_receipts += session.receipts.count
+
+    # --- for the sessions -----------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Be in the state that follows from what the session has."""
         session = self.session
         if session is None or session.model is None or session.roster is None:
             return
         if self.life.state is State.LOADING:
             self.life.move(State.SERVING, "serving")
-            self._on_ready(self, session)
+            self._on_ready(session, self.clock.monotonic_s() - self._idle_since_s)
         if self.life.state is State.UNREACHABLE and session.renewal.connected:
             self.life.move(State.SERVING, "serving")
         elif self.life.state is State.SERVING and not session.renewal.connected:
             self.lost()
 
-    # --- control.Host ---------------------------------------------------------------------------
-
-    def reached(self) -> None:
-        self._serve()
-
     def lost(self) -> None:
+        """The custodian is not connected: live leases serve on."""
         if self.life.state is State.SERVING:
             self.life.move(State.UNREACHABLE, "the custodian cannot be reached")
 
-    def consumers_changed(self) -> None:
-        if (session := self.session) is None or (roster := session.roster) is None:
-            return
-
-        for consumer in self.flights.consumers():
-            if (refusal := roster.refusal(consumer)) is not None:
-                self.flights.cancel(functools.partial(_same, refusal), consumer=consumer)
-        session.fail_waiting(roster.refusal)
-
-    def stop(self, ending: Ending) -> None:
-        self.idle_since_s = self.clock.monotonic_s()
+    def ceased(self, ending: Ending) -> None:
+        """The session has come to its end: no query is admitted any more."""
+        self._idle_since_s = self.clock.monotonic_s()
         if self.life.state is not State.DRAINING:  # which ends in its own way
             self.life.move(ending.to, ending.reason)
-        error: AIGovToolError = self.not_serving()
         _log.warning(
             "no query is admitted any more: %s",
             ending.logged or ending.reason,
             extra=event("enclave.stopped", state=ending.to),
         )
-        self.cancelled = self.flights.cancel(lambda: error)
-        if self.session is not None:
-            self.session.fail_waiting(lambda _: self.not_serving())
-
-    async def wipe(self) -> datetime:
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
-            self._loading = None
-        await self.flights.idle()
-        if self.session is not None and self.session.model is not None:
-            model, self.session.model = self.session.model, None
-            self._closing = asyncio.create_task(_close(model))
-        if self._closing is not None:
-            await asyncio.shield(self._closing)  # a caller may be cancelled while it waits
-        return_freed_memory()
-        if self._wiped is None:
-            self._wiped = self.clock.now()
-        return self._wiped
 
 
-async def _close(model: TensorModel) -> None:
-    # on a thread: overwriting gigabytes takes a moment, in which others want answers
-    await asyncio.to_thread(model.close)
-    _log.warning("key and model are wiped", extra=event("enclave.wiped"))
-
-
-def _same(error: AIGovToolError) -> AIGovToolError:
-    return error
+def refusal(state: State, reason: str) -> UnavailableError:
+    """Say why no query is admitted in *state*."""
+    if state in (State.STOPPED, State.CLOSED):
+        return LoanNotActiveError(reason, retry_after_s=STOPPED_RETRY_AFTER_S)
+    return UnavailableError(
+        f"the enclave does not serve: {reason}",
+        code=f"enclave.{state}",
+        retry_after_s=NOT_READY_RETRY_AFTER_S,
+    )

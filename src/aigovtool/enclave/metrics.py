@@ -89,7 +89,7 @@ class Metrics(Collector):
         yield gauge(
             "aigovtool_enclave_in_flight",
             "Queries charged and being computed",
-            sum(len(one.flights) for one in enclaves),
+            sum(one.in_flight for one in enclaves),
         )
         yield counter(
             "aigovtool_enclave_sessions_total",

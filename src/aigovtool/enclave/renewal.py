@@ -113,6 +113,8 @@ class Renewal:
         self._rated_until_s: dict[ConsumerId, float] = {}
         self._refused = 0
         self._suspended = False  # the custodian is shutting down
+        self._retired = False  # nothing more is to be charged in this session
+        self._settling: list[asyncio.Future[None]] = []
         self.asking = Asking(queue)
         self._viewers: list[asyncio.Future[None]] = []
         self.meter = till.meter
@@ -339,6 +341,7 @@ class Renewal:
         for waiter in self.queue:
             self._consider(waiter, now_s)
         self._release_viewers()
+        _release(self._settling)
         self._wake()
 
     def _rate_heard(self, answer: ReportAnswer, now_s: float) -> None:
@@ -395,6 +398,17 @@ class Renewal:
         self._settlements.add(self.meter.close_all())
         self._wake()
 
+    async def retire(self, *, wait_s: float) -> None:
+        """Give back every lease, take no other, and wait until the custodian has them."""
+        self._retired = True
+        self.give_back()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while self.unsettled:
+                    seen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._settling.append(seen)
+                    await seen
+
     def fail_waiting(self, error: Callable[[ConsumerId], AIGovToolError | None]) -> None:
         """Wake every waiter for whose consumer *error* returns one."""
         self.queue.fail_all(lambda waiter: error(waiter.consumer))
@@ -414,11 +428,11 @@ class Renewal:
 
     @property
     def _leasing(self) -> bool:
-        return self.connected and not self._suspended
+        return self.connected and not self._suspended and not self._retired
 
     def _open(self, lease: Lease, sent: _Sent, now_s: float) -> None:
         """Open a lease. One of duration 0 serves those that asked for it, in this very step."""
-        if self._suspended:  # granted before the custodian began to shut down: straight back
+        if self._suspended or self._retired:  # granted before: straight back
             self.meter.open(lease, sent.first_sent_at_s, expires_s=-math.inf)
             return
         if lease.duration_s > 0:
@@ -541,10 +555,7 @@ class Renewal:
         )
 
     def _release_viewers(self) -> None:
-        viewers, self._viewers = self._viewers, []
-        for seen in viewers:
-            if not seen.done():
-                seen.set_result(None)
+        _release(self._viewers)
 
     def _too_large(self, waiter: Waiter[Paid]) -> TooLargeError:
         return TooLargeError(
@@ -602,3 +613,11 @@ class Renewal:
             code="custodian.slow",
             retry_after_s=UNREACHABLE_RETRY_AFTER_S,
         )
+
+
+def _release(waiting: list[asyncio.Future[None]]) -> None:
+    """Let go on who waits in this list, and empty it."""
+    for seen in waiting:
+        if not seen.done():
+            seen.set_result(None)
+    waiting.clear()

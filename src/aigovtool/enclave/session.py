@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from aigovtool.clock import Clock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.api.turnstile import Turnstile
 from aigovtool.enclave.enrolment import Enrolment
+from aigovtool.enclave.flights import Flights
 from aigovtool.enclave.grants import GrantsKept
 from aigovtool.enclave.meter import Meter
 from aigovtool.enclave.receipts import Receipts
@@ -23,13 +25,19 @@ from aigovtool.ids import ConsumerId, LoanId
 from aigovtool.wire.enrolment import RosterEntry, Terms
 
 
+class SucceededError(UnavailableError):
+    """Nothing was charged, and another session has taken or takes the place of this one."""
+
+
 class Session:
     """
     One session. It has no model until that is loaded, nor after it was wiped.
 
     Args:
-        max_waiting: queries that may wait for credits, and as many for a limit, of all consumers
-            and of each.
+        turnstile: lets queries through the loan's limits; a session that succeeds another one has
+            the same.
+        flights: holds its queries while they are computed.
+        max_waiting: queries that may wait for credits, of all consumers and of each.
         wake: called when the control conversation has something to say.
         cache: folder in which notices of grants are kept, or None.
     """
@@ -40,6 +48,8 @@ class Session:
         loan: LoanId,
         enrolment: Enrolment,
         key: SigningKey,
+        turnstile: Turnstile,
+        flights: Flights,
         max_waiting: tuple[int, int],
         clock: Clock,
         wake: Callable[[], None],
@@ -52,6 +62,12 @@ class Session:
         self.keys = enrolment.keys
         self.model: TensorModel | None = None
         self.roster: Roster | None = None  # the custodian says it first in its welcome
+        self.over: Callable[[], AIGovToolError] | None = None  # why nothing is computed any more
+        self.replaced = asyncio.Event()  # while the loan's model is another one
+        self.retires_s = math.inf  # on our own clock, as the custodian last said
+        self.leaving = False  # in favour of a successor: nothing more is charged
+        self.succeeded = asyncio.Event()
+        self.flights = flights
         self.receipts = Receipts(
             loan=loan,
             session=enrolment.session,
@@ -67,7 +83,7 @@ class Session:
             custodian_key=self.custodian_key,
         )
         self.till = Till(Meter(), self.receipts)
-        self.turnstile = Turnstile(clock, max_waiting)
+        self.turnstile = turnstile
         self._clock = clock
         self.renewal = Renewal(
             loan=loan,
@@ -100,6 +116,35 @@ class Session:
         self.renewal.set_roster(entries)
         self.turnstile.limits.set_consumers(entries)
 
+    def set_model_of_loan(self, digest: bytes, retire_after_s: float | None) -> None:
+        """The loan lends this model now, and another one for no longer than that."""
+        self.retires_s = math.inf
+        if digest == self.verified.digest:
+            self.replaced.clear()
+            return
+        if retire_after_s is not None:
+            self.retires_s = self._clock.monotonic_s() + retire_after_s
+        self.replaced.set()
+
+    def leave(self) -> None:
+        """Charge nothing more: who waits here waits for `succeeded`, and begins anew."""
+        self.leaving = True
+        self.renewal.fail_waiting(lambda _: _succeeded())
+
+    def end(self, error: Callable[[], AIGovToolError]) -> None:
+        """Compute nothing more; who waits, and who comes, is told *error*."""
+        self.over = error
+        if self.leaving:  # who waits in the turnstile is the successor's
+            self.renewal.fail_waiting(lambda _: error())
+        else:
+            self.fail_waiting(lambda _: error())
+        self.succeeded.set()
+
+    def check_stays(self) -> None:
+        """Raise SucceededError when nothing more is charged here."""
+        if self.leaving:
+            raise _succeeded()
+
     def fail_waiting(self, error: Callable[[ConsumerId], AIGovToolError | None]) -> None:
         """Wake whoever waits here, and for whose consumer *error* returns one, with it."""
         self.turnstile.fail_all(error)
@@ -118,8 +163,14 @@ class Session:
         return self.roster.authenticate(authorization)
 
     def admit(self, consumer: ConsumerId) -> None:
-        """Check again that *consumer* may ask; raises BlockedError."""
+        """Check again that *consumer* may ask; raises BlockedError, or why the session is over."""
+        if self.over is not None:
+            raise self.over()
         if self.roster is None:
             raise blocked()
         if (refusal := self.roster.refusal(consumer)) is not None:
             raise refusal
+
+
+def _succeeded() -> SucceededError:
+    return SucceededError("another session takes the place of this one", code="enclave.succeeded")

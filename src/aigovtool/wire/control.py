@@ -68,6 +68,7 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     Args:
         place, sharers: as in `Lease`.
         decided: what was decided lately on consumers' requests, the last for each consumer.
+        model_digest, retire_after_s: as in `ModelReplaced`; None when no model was replaced.
     """
 
     state: str
@@ -75,6 +76,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     terms: Terms
     roster: tuple[RosterEntry, ...]
     left: int
+    model_digest: bytes
+    retire_after_s: float | None = None
     place: int = 0
     sharers: int = 1
     decided: tuple[MoreDecided, ...] = ()
@@ -266,6 +269,20 @@ class RosterChanged(Message, frozen=True, kw_only=True, tag="roster-changed"):
     roster: tuple[RosterEntry, ...]
 
 
+class ModelReplaced(Message, frozen=True, kw_only=True, tag="model-replaced"):
+    """
+    The loan lends another model from now on. A session lives on with the one that it has, for a
+    while: an enclave enrols for the new one beside it.
+
+    Args:
+        model_digest: SHA-256 of the manifest of the model that is lent now.
+        retire_after_s: after so long, a session with another model ends.
+    """
+
+    model_digest: bytes
+    retire_after_s: float
+
+
 class TermsChanged(Message, frozen=True, kw_only=True, tag="terms-changed"):
     """The terms of the loan are now these."""
 
@@ -328,6 +345,7 @@ FromCustodian: TypeAlias = (
     | LoanChanged
     | RosterChanged
     | TermsChanged
+    | ModelReplaced
     | CreditsFreed
     | MoreDecided
     | GrantMade

@@ -121,12 +121,14 @@ class SessionLine(Message, frozen=True, kw_only=True):
     was opened or ended in it.
 
     Args:
+        model_digest: SHA-256 of the manifest of the model that it was given.
         appraisals: the last one before the span, and those in it; the oldest first.
         before: the last settlement that came before the span, to which the first in it is chained.
         stop_proof: its signed `StopProof`, None when there is none by the end of the span.
     """
 
     session: SessionId
+    model_digest: bytes
     keys: Keys
     tee: str
     measurement: str
@@ -152,6 +154,7 @@ class DecisionLine(Message, frozen=True, kw_only=True):
 class Statement(Message, frozen=True, kw_only=True):
     """
     Args:
+        model_digest: of the model that the loan lends when the statement is issued.
         manifest: SHA-256 of the model's signed manifest, which is in the archive.
         begin, end: the span; its end is not part of it, and is not after `issued`.
         opening, closing: the loan's balance at either end.

@@ -136,6 +136,7 @@ def _reconciler(
 ) -> Iterator[Callable[[Shown, bool, str], Reconciled]]:
     """Lend what reconciles: the running server by its API, else the folder itself."""
     from aigovtool.clock import SystemClock
+    from aigovtool.custodian import files
     from aigovtool.custodian.api import views
     from aigovtool.custodian.app import open_custodian
     from aigovtool.custodian.data import DataFolder
@@ -160,7 +161,7 @@ def _reconciler(
             yield here
             return
     except ConflictError as error:
-        if error.reasons[0].code != "data.in_use":
+        if error.reasons[0].code != files.FOLDER_IN_USE:
             raise
     client = Remote(data, None, None, None).client()
 

@@ -33,8 +33,10 @@ from aigovtool.cli.custodian.remote import (
 from aigovtool.cli.output import exits, json_option, print_json, talk
 
 if TYPE_CHECKING:
-    pass
+    from aigovtool.custodian.api import views
+    from aigovtool.custodian.upload import Upload
 
+SEALING_S = 3600.0  # for the server to seal a model
 
 DATES = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"])
 rate_option = click.option(
@@ -112,30 +114,49 @@ def model_seal(
     database: str | None,
     as_json: bool,
 ) -> None:
-    """Seal an ONNX model and register it, while no server runs on the folder.
-
-    With the ledger in PostgreSQL servers may run.
-    """
+    """Seal an ONNX model and register it; a server that runs on the folder does it itself."""
     from aigovtool.clock import SystemClock
+    from aigovtool.custodian import files
     from aigovtool.custodian.api import views
     from aigovtool.custodian.app import open_custodian
     from aigovtool.custodian.data import DataFolder
     from aigovtool.custodian.upload import Upload
+    from aigovtool.errors import ConflictError
 
     wanted = Upload(path=path, name=model_name, version=model_version, interface=interface)
-    with (
-        open_custodian(
-            DataFolder(data),
-            clock=SystemClock(),
-            environ=os.environ,
-            master_key_file=master_key_file,
-            mark=mark,
-            database=database,
-        ) as app,
-        sealing_bar(path) as progress,
-    ):
-        view = views.model_view(app.uploads.upload(wanted, actor="admin", progress=progress))
+    try:
+        with (
+            open_custodian(
+                DataFolder(data),
+                clock=SystemClock(),
+                environ=os.environ,
+                master_key_file=master_key_file,
+                mark=mark,
+                database=database,
+            ) as app,
+            sealing_bar(path) as progress,
+        ):
+            view = views.model_view(app.uploads.upload(wanted, actor="admin", progress=progress))
+    except ConflictError as error:
+        if error.reasons[0].code != files.FOLDER_IN_USE:
+            raise
+        talk.print("the server that runs on this folder seals it")
+        view = _sealed_by_server(data, wanted)
     show(view, f"sealed {view.name}: {view.model}", as_json=as_json)
+
+
+def _sealed_by_server(data: Path, wanted: Upload) -> views.ModelView:
+    from aigovtool.custodian.api import views
+
+    remote = Remote(data=data, admin=None, token_file=None, authority=None)
+    described = {
+        "path": str(wanted.path.resolve()),
+        "name": wanted.name,
+        "version": wanted.version,
+        "interface": None if wanted.interface is None else str(wanted.interface.resolve()),
+    }
+    client = remote.client(timeout_s=SEALING_S)
+    return client.post(f"{V1}/models", described, views.ModelView)
 
 
 @model.command("list")
@@ -158,7 +179,7 @@ def loan() -> None:
 
 @loan.command("create")
 @click.option("--name", required=True, help="For people; one loan has it.")
-@click.option("--model", "model_wanted", required=True, help="Name or digest of a sealed model.")
+@click.option("--model", "model_wanted", required=True, help="Name, NAME:VERSION or digest.")
 @click.option("--credits", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--policy", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--expires", type=DATES, help="In UTC.")
@@ -299,6 +320,51 @@ def loan_set(
     )
     changed = client.post(f"{V1}/loans/{one_loan(client, loan)}/terms", wanted, views.LoanView)
     show(changed, lambda: loan_text(changed), as_json=as_json)
+
+
+@loan.command("replace-model")
+@loan_argument
+@click.option("--model", "model_wanted", required=True, help="Name, NAME:VERSION or digest.")
+@click.option(
+    "--retire-after",
+    default=3600.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds for which the older one may still be served; 0 for not at all.",
+)
+@click.option("--reason", default="", help="For the ledger and its log.")
+@with_remote
+@json_option
+@exits
+def loan_replace_model(
+    *,
+    loan: str | None,
+    model_wanted: str,
+    retire_after: float,
+    reason: str,
+    remote: Remote,
+    as_json: bool,
+) -> None:
+    """
+    Lend another sealed model from now on.
+
+    An enclave that serves the older one fetches and loads the other beside it, and then takes it
+    over without failing a query.
+    """
+    from aigovtool.custodian.api import views
+
+    client = remote.client()
+    wanted = {
+        "model": model_digest(client, model_wanted),
+        "retire_after_s": retire_after,
+        "reason": reason,
+    }
+    changed = client.post(f"{V1}/loans/{one_loan(client, loan)}/model", wanted, views.LoanView)
+    show(
+        changed,
+        lambda: f"{changed.name} lends {changed.model_name} {changed.model_version} from now on",
+        as_json=as_json,
+    )
 
 
 @loan.command("ticket")

@@ -86,9 +86,9 @@ class Remote:
     token_file: Path | None
     authority: Path | None
 
-    def client(self) -> AdminClient:
+    def client(self, *, timeout_s: float | None = None) -> AdminClient:
         from aigovtool.custodian import files
-        from aigovtool.custodian.admin_client import AdminClient
+        from aigovtool.custodian.admin_client import TIMEOUT_S, AdminClient
         from aigovtool.custodian.data import DEFAULT_ADMIN_LISTEN, DataFolder
         from aigovtool.errors import ConfigurationError
 
@@ -104,7 +104,10 @@ class Remote:
         if url is None and folder is not None and folder.admin_url.exists():
             url = files.read_text(folder.admin_url, mend="name the API with --admin").strip()
         return AdminClient.of(
-            url or f"http://{DEFAULT_ADMIN_LISTEN}", token_file, authority=self.authority
+            url or f"http://{DEFAULT_ADMIN_LISTEN}",
+            token_file,
+            authority=self.authority,
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
         )
 
 
@@ -205,11 +208,16 @@ def one_consumer(client: AdminClient, wanted: str) -> str:
 
 
 def model_digest(client: AdminClient, wanted: str) -> str:
+    """Return the digest of the model of this digest, name or NAME:VERSION."""
     from aigovtool.custodian.api import views
 
     found = client.get(f"{V1}/models", list[views.ModelView])
     return _only(
-        [one.model for one in found if wanted in (one.model, one.name)],
+        [
+            one.model
+            for one in found
+            if wanted in (one.model, one.name, f"{one.name}:{one.version}")
+        ],
         f"model {wanted!r}",
         "aigovtool custodian model list",
     )

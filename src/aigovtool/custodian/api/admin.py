@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -42,6 +43,7 @@ from aigovtool.custodian.records import (
     WebhookId,
 )
 from aigovtool.custodian.store.base import Reading
+from aigovtool.custodian.upload import Upload
 from aigovtool.errors import ConfigurationError, MalformedError, RefusedError
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.telemetry.metrics import render
@@ -291,6 +293,21 @@ class AdminDoor:
 
     # --- changing ----------------------------------------------------------------------------
 
+    async def seal_model(self, request: Request) -> Response:
+        wanted = await _body(request, views.NewModel)
+        upload = Upload(
+            path=Path(wanted.path),
+            name=wanted.name,
+            version=wanted.version,
+            interface=None if wanted.interface is None else Path(wanted.interface),
+        )
+        try:
+            # gigabytes take a while, in which the threads of the pool have others to serve
+            model = await asyncio.to_thread(self._app.uploads.upload, upload, actor=ADMIN)
+        except ConfigurationError as error:  # the caller's file, and the caller's to mend
+            raise MalformedError(error.reasons[0], others=error.reasons[1:]) from None
+        return json_response(views.model_view(model))
+
     async def create_loan(self, request: Request) -> Response:
         wanted = decode(await read_body(request, MAX_BODY_BYTES), views.NewLoan)
 
@@ -419,6 +436,19 @@ class AdminDoor:
                 lease_duration_s=wanted.lease_duration_s,
                 max_lease_credits=wanted.max_lease_credits,
                 max_enclaves=wanted.max_enclaves,
+            ),
+        )
+
+    async def replace_model(self, request: Request) -> Response:
+        wanted = await _body(request, views.ModelChange)
+        return await self._loan_after(
+            request,
+            lambda loan: self._app.loans.replace_model(
+                loan,
+                bytes.fromhex(wanted.model),
+                retire_after_s=wanted.retire_after_s,
+                reason=wanted.reason,
+                actor=ADMIN,
             ),
         )
 
@@ -650,6 +680,13 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             answer=views.SuppliedView,
         ),
         _get(f"{v1}/models", "List models", door.models, list[views.ModelView]),
+        _post(
+            f"{v1}/models",
+            "Seal a model that lies on the custodian's machine",
+            door.seal_model,
+            views.NewModel,
+            views.ModelView,
+        ),
         _for_both(_get(f"{v1}/loans", "List loans", door.loans, list[views.LoanView])),
         _post(f"{v1}/loans", "Make a loan", door.create_loan, views.NewLoan, views.MadeLoan),
         _for_both(_get(f"{v1}/loans/{{loan}}", "Show a loan", door.loan, views.LoanView)),
@@ -683,6 +720,13 @@ def operations_of(door: AdminDoor) -> list[Operation]:
             "Change a loan's terms",
             door.change_loan,
             views.LoanChange,
+            views.LoanView,
+        ),
+        _post(
+            f"{v1}/loans/{{loan}}/model",
+            "Lend another model from now on",
+            door.replace_model,
+            views.ModelChange,
             views.LoanView,
         ),
         _post(

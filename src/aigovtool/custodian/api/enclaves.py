@@ -66,14 +66,18 @@ class EnclaveDoor:
     async def body(self, request: Request) -> Response:
         loan = await self._loan(request)
         digest = request.path_params["digest"]
-        if not _DIGEST.match(digest) or bytes.fromhex(digest) != loan.model:
+        if not _DIGEST.match(digest):
             raise NotFoundError("this ticket is not of a loan of that model")
-        model = await off_loop(self._app.pool, lambda: self._find(loan.model))
+        model = await off_loop(self._app.pool, lambda: self._find(loan, bytes.fromhex(digest)))
         path = self._app.folder.body(model.digest)
         return await send_body(request, path, sha256=model.body_sha256, pool=self._app.pool)
 
-    def _find(self, digest: bytes) -> Model:
+    def _find(self, loan: Loan, digest: bytes) -> Model:
+        """Return the loan's model, or one that was replaced while a session of it was loading."""
         with self._app.ledger.read() as tx:
+            live = tx.live_sessions_of_loan(loan.loan) if digest != loan.model else ()
+            if digest != loan.model and all(one.model != digest for one in live):
+                raise NotFoundError("this ticket is not of a loan of that model")
             model = tx.model(digest)
         if model is None:
             raise PromiseBrokenError("a loan of a model that is not in the ledger")

@@ -119,6 +119,7 @@ class LoanView(Struct, frozen=True, kw_only=True):
     name: str
     model: str
     model_name: str
+    model_version: str
     state: str
     state_reason: str
     account: AccountView
@@ -367,6 +368,15 @@ class MadeConsumer(Struct, frozen=True, kw_only=True):
 # --- what is taken -------------------------------------------------------------------------------
 
 
+class NewModel(Message, frozen=True, kw_only=True):
+    """A model to seal: paths on the custodian's machine; `name` is the file's if it is null."""
+
+    path: str
+    name: str | None = None
+    version: str = "1"
+    interface: str | None = None
+
+
 class NewLoan(Message, frozen=True, kw_only=True):
     """A loan to make. `policy` is the text of a policy file, None for the folder's own."""
 
@@ -434,6 +444,14 @@ class LoanChange(Message, frozen=True, kw_only=True):
     lease_duration_s: float | None = None
     max_lease_credits: int | None = None
     max_enclaves: int | None = None
+
+
+class ModelChange(Message, frozen=True, kw_only=True):
+    """The digest of the sealed model to lend, and how long the older one may still be served."""
+
+    model: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    retire_after_s: float = 3600.0
+    reason: Reason = ""
 
 
 def limits_of(rate: str | None, concurrency: int | None) -> Limits:
@@ -540,6 +558,7 @@ def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
         name=loan.name,
         model=loan.model.hex(),
         model_name="" if model is None else model.name,
+        model_version="" if model is None else model.version,
         state=state_at(loan.state, terms.expires, now).value,
         state_reason=loan.state_reason,
         account=account_view(loan.account),

@@ -245,6 +245,7 @@ def loan_of(row: Row) -> Loan:
         token_sha256=row["token_sha256"],
         created=from_us(row["created_us"]),
         rate_full_at=from_us_or_none(row["rate_full_us"]),
+        retires=from_us_or_none(row["retires_us"]),
     )
 
 
@@ -297,6 +298,7 @@ def session_values(row: Session) -> Values:
     return {
         "session": row.session,
         "loan": row.loan,
+        "model": row.model,
         "state": row.state.value,
         "tls_spki_sha256": row.keys.tls_spki_sha256,
         "signing_key": row.keys.signing_key,
@@ -318,6 +320,7 @@ def session_of(row: Row) -> Session:
     return Session(
         session=row["session"],
         loan=row["loan"],
+        model=row["model"],
         state=SessionState(row["state"]),
         keys=Keys(
             tls_spki_sha256=row["tls_spki_sha256"],

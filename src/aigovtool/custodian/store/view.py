@@ -236,6 +236,10 @@ class View(ABC):
         found = self._all("silent_sessions", now_us=rows.to_us(now), limit=limit)
         return [row["session"] for row in found]
 
+    def retired_sessions(self, now: datetime, limit: int) -> Sequence[SessionId]:
+        found = self._all("retired_sessions", now_us=rows.to_us(now), limit=limit)
+        return [row["session"] for row in found]
+
     def lease(self, lease: LeaseId) -> LeaseRow | None:
         row = self._one("lease", lease=lease)
         return None if row is None else self._with_caps(row)
@@ -480,6 +484,14 @@ class View(ABC):
     def set_loan_terms(self, row: Loan) -> None:
         values = rows.loan_values(row)
         self._change("set_loan_terms", **{name: values[name] for name in rows.LOAN_TERMS})
+
+    def set_loan_model(self, row: Loan) -> None:
+        self._change(
+            "set_loan_model",
+            loan=row.loan,
+            model=row.model,
+            retires_us=rows.to_us_or_none(row.retires),
+        )
 
     def set_loan_token(self, loan: LoanId, token_sha256: bytes) -> None:
         self._change("set_loan_token", loan=loan, token_sha256=token_sha256)

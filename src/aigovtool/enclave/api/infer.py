@@ -34,7 +34,7 @@ from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Cut, FlightCutError
 from aigovtool.enclave.refunds import REPEATED, Fate
 from aigovtool.enclave.runtime.base import Run, TensorModel
-from aigovtool.enclave.session import Session
+from aigovtool.enclave.session import Session, SucceededError
 from aigovtool.enclave.till import Paid
 from aigovtool.errors import AIGovToolError, NotFoundError, UnavailableError
 from aigovtool.ids import ConsumerId
@@ -85,7 +85,7 @@ class Infer:
 
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
         """Answer a query; raises what refuses it before its consumer is known."""
-        session, model = self._enclave.serving()
+        session, _ = self._enclave.serving()
         consumer = session.authenticate(request.headers.get(AUTHORIZATION))
         whose = f"{session.loan} {consumer}"
         try:
@@ -106,35 +106,53 @@ class Infer:
                 )
             key = request.headers.get(IDEMPOTENCY_KEY)
             if key is None:
-                return (await self._answer(request, body, session, model, consumer))[0]
+                return (await self._answer(request, body, name, version, consumer))[0]
             return await self._replays.once(
                 consumer,
                 key,
                 request.headers.get(HEADER_LENGTH, b"") + b"\n" + body,
-                lambda: self._answer(request, body, session, model, consumer),
+                lambda: self._answer(request, body, name, version, consumer),
             )
         except AIGovToolError as error:
-            return problem_reply(error, [self._remaining(session, consumer)])
+            now = self._enclave.session or session
+            return problem_reply(error, [self._remaining(now, consumer)])
         finally:
             self._room.give_back(request.body_bytes, whose)
 
     async def _answer(
-        self,
-        request: Request,
-        body: bytes,
-        session: Session,
-        model: TensorModel,
-        consumer: ConsumerId,
+        self, request: Request, body: bytes, name: str, version: str | None, consumer: ConsumerId
     ) -> tuple[Reply, bool]:
         """
         Return the reply, and whether a retry gets the same one; raises only when nothing was
         charged or all of it was taken back, or nobody can ask again.
+
+        What is not charged when the loan's model is replaced begins anew, with the other model.
         """
+        patient_until_s = self._clock.monotonic_s() + self._patience_s(request)
+        while True:
+            session, _ = self._enclave.serving()
+            check_model(session, name, version)
+            patience_s = max(0.0, patient_until_s - self._clock.monotonic_s())
+            try:
+                return await self._asked(request, body, session, consumer, patience_s)
+            except SucceededError:
+                await session.succeeded.wait()
+
+    async def _asked(
+        self,
+        request: Request,
+        body: bytes,
+        session: Session,
+        consumer: ConsumerId,
+        patience_s: float,
+    ) -> tuple[Reply, bool]:
+        """Answer a query in this session; raises as `_answer`, and SucceededError."""
+        _, model = self._enclave.serving()
         query, inputs = await self._read(request, body, model)
         cost = model.price(query.inputs)
-        self._enclave.flights.check_room(consumer)
+        session.flights.check_room(consumer)
         ready = _Ready(consumer, model, query, inputs, model.new_run())
-        patience_s, turnstile = self._patience_s(request), session.turnstile
+        turnstile = session.turnstile
         if not turnstile.limits.active:
             return await self._charged(request, session, ready, cost, patience_s)
         self._check_admitted(session, consumer)
@@ -190,9 +208,7 @@ class Infer:
         keyed = IDEMPOTENCY_KEY in request.headers
         wanted = [output.name for output in ready.query.outputs]
         try:
-            with self._enclave.flights.launch(
-                ready.consumer, ready.run, ready.inputs, wanted
-            ) as flight:
+            with session.flights.launch(ready.consumer, ready.run, ready.inputs, wanted) as flight:
 
                 def gone() -> None:
                     if not keyed or session.till.refundable(paid):
@@ -252,6 +268,7 @@ class Infer:
     ) -> Paid:
         """Charge the query, waiting for credits if need be and wanted."""
         self._check_admitted(session, consumer)
+        session.check_stays()
         now_s = self._clock.monotonic_s()
         paid = session.till.pay(consumer, cost, now_s)
         if not isinstance(paid, Paid):

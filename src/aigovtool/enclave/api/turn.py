@@ -150,6 +150,7 @@ class Turns:
         self._tally.gone += len(asked) - len(here)
         try:
             session, model = self._enclave.serving()
+            session.check_stays()
         except AIGovToolError:
             for one in here:
                 one.pass_on()
@@ -166,7 +167,7 @@ class Turns:
         charged = [paid for query in ready if (paid := self._charge(query, session)) is not None]
         if charged:
             charged.sort(key=lambda one: one.query.consumer)  # each one's together (Rule 3)
-            self._answer(charged, self._compute(charged, model), session, model)
+            self._answer(charged, self._compute(charged, session, model), session, model)
 
     # --- 1 --------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Turns:
     # --- 3 --------------------------------------------------------------------------------------
 
     def _compute(
-        self, charged: Sequence[_Charged], model: TensorModel
+        self, charged: Sequence[_Charged], session: Session, model: TensorModel
     ) -> list[Outputs | Exception]:
         """Return the outputs of each query, or why there are none."""
         computed: list[Outputs | Exception] = []
@@ -217,7 +218,7 @@ class Turns:
             computed += _run(group, model)
             end_s = self._clock.monotonic_s()
             for _ in group:
-                self._enclave.flights.times.add(end_s - begin_s)
+                session.flights.times.add(end_s - begin_s)
             if end_s - begin_s > TOO_SLOW_S:
                 self._slow_at_s.append(end_s)
                 if end_s - self._slow_at_s[0] < TOO_OFTEN_S and len(self._slow_at_s) == SLOW_RUNS:

@@ -45,7 +45,7 @@ VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :ma
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency
+    concurrency, retires_us
 FROM loans WHERE loan = :loan;
 
 -- name: loan_of_token
@@ -53,7 +53,7 @@ FROM loans WHERE loan = :loan;
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency
+    concurrency, retires_us
 FROM loans WHERE token_sha256 = :token_sha256;
 
 -- name: loans
@@ -61,7 +61,7 @@ FROM loans WHERE token_sha256 = :token_sha256;
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency
+    concurrency, retires_us
 FROM loans ORDER BY created_us, loan;
 
 -- name: loans_past_date
@@ -82,6 +82,10 @@ WHERE loan = :loan;
 -- name: set_loan_state
 -- Move a loan to another state.
 UPDATE loans SET state = :state, state_reason = :state_reason WHERE loan = :loan;
+
+-- name: set_loan_model
+-- Lend another model from now on.
+UPDATE loans SET model = :model, retires_us = :retires_us WHERE loan = :loan;
 
 -- name: set_loan_token
 -- Replace the ticket's token.
@@ -178,30 +182,30 @@ FROM periods WHERE loan = :loan ORDER BY created_us DESC, consumer, number DESC 
 -- Open a session: its evidence was appraised as acceptable.
 INSERT INTO sessions (session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee,
     measurement, software, opened_us, disconnected_us, ended_us, end_reason, last_report,
-    report_sha256, decision)
+    report_sha256, decision, model)
 VALUES (:session, :loan, :state, :tls_spki_sha256, :signing_key, :hpke_key, :tee, :measurement,
     :software, :opened_us, :disconnected_us, :ended_us, :end_reason, :last_report,
-    :report_sha256, :decision);
+    :report_sha256, :decision, :model);
 
 -- name: session
 -- One session by its id.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
     opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
-    replica
+    replica, model
 FROM sessions WHERE session = :session;
 
 -- name: sessions_of_loan
 -- The sessions of a loan, the newest first.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
     opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
-    replica
+    replica, model
 FROM sessions WHERE loan = :loan ORDER BY opened_us DESC, session LIMIT :limit;
 
 -- name: live_sessions_of_loan
 -- The sessions of a loan that count against max_enclaves, the longest silent first.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
     opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
-    replica
+    replica, model
 FROM sessions WHERE loan = :loan AND state = 'live'
 ORDER BY coalesce(disconnected_us, 9223372036854775807), session;
 
@@ -384,6 +388,12 @@ WHERE sessions.state = 'live'
     AND sessions.disconnected_us + loans.settle_grace_us <= :now_us
     AND NOT EXISTS (
         SELECT 1 FROM leases WHERE leases.session = sessions.session AND leases.state = 'open')
+ORDER BY sessions.session LIMIT :limit;
+
+-- name: retired_sessions
+-- Live sessions with a model that their loan lends no more, and whose time is over.
+SELECT sessions.session AS session FROM sessions JOIN loans ON loans.loan = sessions.loan
+WHERE sessions.state = 'live' AND sessions.model <> loans.model AND loans.retires_us <= :now_us
 ORDER BY sessions.session LIMIT :limit;
 
 -- name: insert_lease
@@ -717,7 +727,7 @@ SELECT coalesce(max(number), 0) AS number FROM leases WHERE session = :session;
 -- Sessions that may come back, the oldest first.
 SELECT session, loan, state, tls_spki_sha256, signing_key, hpke_key, tee, measurement, software,
     opened_us, disconnected_us, ended_us, end_reason, last_report, report_sha256, decision,
-    replica
+    replica, model
 FROM sessions WHERE loan = :loan AND state <> 'ended' ORDER BY opened_us, session;
 
 -- name: incarnations
