@@ -51,6 +51,7 @@ class Row:
     per_second: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
+    failed: str | None = None
 
 
 def check(server: Server, encoding: str, model: Served) -> None:
@@ -95,7 +96,15 @@ def measure(
     limit = Row(LIMIT)
     for number in range(options.rounds + 1):
         for one in asked:
-            seen = wrk.load(one.targets[encoding], connections=connections, seconds=options.seconds)
+            if rows[one.name].failed is not None:
+                continue
+            try:
+                seen = wrk.load(
+                    one.targets[encoding], connections=connections, seconds=options.seconds
+                )
+            except wrk.NothingError as error:
+                rows[one.name].failed = str(error)
+                continue
             if number:
                 rows[one.name].per_second.append(seen.per_second)
                 rows[one.name].p50_ms.append(seen.p50_ms)
@@ -110,6 +119,9 @@ def summary(rows: list[Row]) -> list[dict[str, Any]]:
     floor = next(row for row in rows if row.server == FLOOR)
     found = []
     for row in rows:
+        if row.failed is not None:
+            found.append({"server": row.server, "failed": row.failed})
+            continue
         ratios = [a / b for a, b in zip(row.per_second, floor.per_second, strict=True)]
         found.append(
             {
@@ -133,6 +145,9 @@ def table(results: list[dict[str, Any]]) -> str:
             "|---|---|---|---|---|",
         ]
         for row in one["rows"]:
+            if "failed" in row:
+                lines.append(f"| {row['server']} | {row['failed']} | | | |")
+                continue
             cells = [row["server"], row["per_second"], row["ratio"], row["p50_ms"], row["p99_ms"]]
             lines.append("| " + " | ".join("" if c is None else str(c) for c in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -202,15 +217,16 @@ def main() -> None:
     options = parser.parse_args()
     wrk.check_installed()
     begin_s = time.monotonic()
+    options.output.mkdir(parents=True, exist_ok=True)
     found = {"environment": surroundings(), "results": []}
     with tempfile.TemporaryDirectory() as folder:
         made = models.make(Path(folder) / "models")
         for name in options.models:
             found["results"] += serve_and_measure(made[name], Path(folder), options)
-    found["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "serving.json").write_text(json.dumps(found, indent=2))
-    (options.output / "serving.md").write_text(table(found["results"]))
+            found["minutes"] = round((time.monotonic() - begin_s) / 60, 1)
+            # after each model: what was measured is not lost with what comes
+            (options.output / "serving.json").write_text(json.dumps(found, indent=2))
+            (options.output / "serving.md").write_text(table(found["results"]))
     print(json.dumps(found["environment"]))
 
 

@@ -50,8 +50,12 @@ def check_installed() -> None:
         sys.exit("wrk is needed: apt-get install wrk")
 
 
+class NothingError(Exception):
+    """A server gave a wrong answer under load, or none at all."""
+
+
 def load(target: Target, *, connections: int, seconds: float) -> Seen:
-    """Load *target*; every answer must be a 200."""
+    """Load *target*; raises NothingError unless it answers, and every answer is a 200."""
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder, "body"), Path(folder, "query.lua")
         body.write_bytes(target.body)
@@ -70,8 +74,10 @@ def load(target: Target, *, connections: int, seconds: float) -> Seen:
             check=True,
         )  # fmt: skip
     found = json.loads(done.stdout.partition(_MARK)[2])
-    if found["wrong"] or not found["requests"]:
-        raise AssertionError(f"{target.url}: {found}")
+    if found["wrong"]:
+        raise NothingError(f"{found['wrong']} answers were no 200")
+    if not found["requests"]:
+        raise NothingError(f"no answer within {seconds:g} s")
     return Seen(
         per_second=found["requests"] / found["us"] * 1e6,
         p50_ms=found["p50_us"] / 1000,

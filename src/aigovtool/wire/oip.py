@@ -17,6 +17,7 @@ Sources: kserve/open-inference-protocol, `inference_rest.md`; triton-inference-s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -24,9 +25,10 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from aigovtool.errors import BadTensorError, MalformedError, TooLargeError
+from aigovtool.errors import AIGovToolError, BadTensorError, MalformedError, TooLargeError
 from aigovtool.wire.classification import CLASSIFICATION, best_classes, check_classes
 from aigovtool.wire.codec import Message, decode
+from aigovtool.wire.simd import LEAST_BYTES, DoubtError, Numbers
 from aigovtool.wire.tensors import (
     Array,
     count_elements,
@@ -268,9 +270,25 @@ def decode_infer_request(
         TooLargeError: past one of the *limits*.
     """
     head, binary = _split(body, header_length, limits)
+    if LEAST_BYTES <= len(head) <= limits.max_json_bytes and header_length is None:
+        with contextlib.suppress(DoubtError, AIGovToolError):
+            numbers = Numbers(head)
+            request = _read_request(numbers.rest, binary, model, limits, numbers)
+            numbers.check_all_taken()
+            return request
+    return _read_request(head, binary, model, limits, None)
+
+
+def _read_request(
+    head: bytes | memoryview,
+    binary: _Reader,
+    model: ModelMetadata,
+    limits: Limits,
+    numbers: Numbers | None,
+) -> InferRequest:
     request = decode(head, _Request, max_bytes=limits.max_json_bytes)
     _refuse_sequence(request.parameters)
-    inputs = _read_tensors(request.inputs, binary, limits, expected=model.inputs)
+    inputs = _read_tensors(request.inputs, binary, limits, expected=model.inputs, numbers=numbers)
     for signature in model.inputs:
         if signature.name not in inputs:
             raise BadTensorError(
@@ -468,8 +486,14 @@ def _read_tensors(
     limits: Limits,
     *,
     expected: Sequence[TensorSignature] | None,
+    numbers: Numbers | None = None,
 ) -> dict[str, Array]:
-    """Read all tensors of a message, each once, and each as *expected* says when it is given."""
+    """
+    Read all tensors of a message, each once, and each as *expected* says when it is given.
+
+    Args:
+        numbers: that were cut out of the message.
+    """
     _limit_count(tensors, limits)
     signatures = None if expected is None else {one.name: one for one in expected}
     arrays: dict[str, Array] = {}
@@ -494,7 +518,12 @@ def _read_tensors(
                 tensor.name, binary.take(tensor.name, size), tensor.datatype, tensor.shape
             )
         else:
-            arrays[tensor.name] = from_json(tensor.name, tensor.data, tensor.datatype, tensor.shape)
+            array = None
+            if numbers is not None:
+                array = numbers.take(tensor.data, tensor.datatype, tensor.shape)
+            if array is None:
+                array = from_json(tensor.name, tensor.data, tensor.datatype, tensor.shape)
+            arrays[tensor.name] = array
     binary.finish()
     return arrays
 
