@@ -40,10 +40,10 @@ from aigovtool.errors import AIGovToolError, NotFoundError, UnavailableError
 from aigovtool.ids import ConsumerId
 from aigovtool.wire import headers as names
 from aigovtool.wire import oip
-from aigovtool.wire.tensors import Array
+from aigovtool.wire.tensors import BYTES, Array
 from aigovtool.wire.words import plain
 
-INLINE_BYTES = 256 << 10  # what is larger is read and written on a thread, not on the loop
+INLINE_BYTES = 256 << 10  # what is longer is read and written on a thread, not on the loop
 
 AUTHORIZATION = b"authorization"
 _ENCODING = b"content-encoding"
@@ -236,7 +236,12 @@ class Infer:
             )
             return query, model.prepare(query.inputs)
 
-        return read() if len(body) <= INLINE_BYTES else await asyncio.to_thread(read)
+        # binary tensors are views of the body, save those of text
+        all_is_read = header_length is None or any(
+            one.datatype == BYTES for one in model.metadata.inputs
+        )
+        size = len(body) if all_is_read else header_length or 0
+        return read() if size <= INLINE_BYTES else await asyncio.to_thread(read)
 
     async def _write(
         self, query: oip.InferRequest, outputs: Mapping[str, Array], model: TensorModel
