@@ -105,6 +105,7 @@ async def running_enclave(
     metrics_token: Path | None = None,
     grpc_listen: str | None = None,
     beside: Sequence[FakeCustodian] = (),
+    max_model_bytes: int | None = None,
 ) -> AsyncIterator[RunningEnclave]:
     clock, stop, ready = JumpingClock(), asyncio.Event(), asyncio.Event()
     listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -122,6 +123,7 @@ async def running_enclave(
                 cache=cache,
                 compute_threads=compute_threads,
                 intra_op_threads=1,
+                max_model_bytes=max_model_bytes,
                 pccs=pccs,
                 grpc_listen=grpc_listen,
                 metrics_listen=metrics_listen,

@@ -119,6 +119,11 @@ def enclave() -> None:
     help="Up to this size a model's weights are kept twice: faster for many rows at once.",
 )
 @_option(
+    "--max-model-bytes",
+    type=click.IntRange(min=1),
+    help="Memory that all models may take together; four fifths of the machine's by default.",
+)
+@_option(
     "--fetch-endorsements/--no-fetch-endorsements",
     default=True,
     show_default=True,
@@ -166,6 +171,7 @@ def serve(
     compute_threads: int | None,
     intra_op_threads: int,
     packed_bytes: int,
+    max_model_bytes: int | None,
     fetch_endorsements: bool,
     pccs: str | None,
     endorsements_cache: Path | None,
@@ -206,6 +212,7 @@ def serve(
         compute_threads=compute_threads or DEFAULT_COMPUTE_THREADS,
         intra_op_threads=intra_op_threads,
         packed_bytes=packed_bytes,
+        max_model_bytes=max_model_bytes,
         fetch_endorsements=fetch_endorsements,
         pccs=pccs,
         endorsements_cache=endorsements_cache,

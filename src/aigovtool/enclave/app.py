@@ -29,7 +29,14 @@ from aigovtool.enclave.api.turn import Turns
 from aigovtool.enclave.attester.base import Attester
 from aigovtool.enclave.attester.endorsed import EndorsedAttester
 from aigovtool.enclave.cache import BodyCache
-from aigovtool.enclave.config import EnclaveConfig, Limits, is_loopback, read_address, read_token
+from aigovtool.enclave.config import (
+    EnclaveConfig,
+    Limits,
+    default_model_bytes,
+    is_loopback,
+    read_address,
+    read_token,
+)
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import CONSUMER_SHARE, Flights
@@ -37,6 +44,7 @@ from aigovtool.enclave.keepsake import Keepsake
 from aigovtool.enclave.keys import ProcessKeys, make_keys
 from aigovtool.enclave.loader import Loader, Progress
 from aigovtool.enclave.metrics import Metrics, Tally
+from aigovtool.enclave.model_room import ModelRoom
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.supervisor import Supervisor
 from aigovtool.endorsements.collector import Services
@@ -177,6 +185,9 @@ class House:
         share = math.ceil(limits.max_bodies_bytes * CONSUMER_SHARE)
         # a body that comes compressed takes its room twice
         self._room = BodyRoom(limits.max_bodies_bytes, max(share, 2 * limits.max_body_bytes))
+        self._models = ModelRoom(
+            config.max_model_bytes or default_model_bytes(), packed_bytes=config.packed_bytes
+        )
         self._keepsakes: dict[bytes, Keepsake] = {}  # by custodian
 
     def take_in(
@@ -211,6 +222,7 @@ class House:
                 packed_bytes=config.packed_bytes,
                 progress=self._progress,
             ),
+            room=self._models,
             attester=self._attester,
             keys=self._keys,
             make_flights=self._make_flights,
@@ -233,6 +245,7 @@ class House:
         """Return the numbers of all loans together."""
         return Metrics(
             enclaves=[desk.enclave for desk in self.desks],
+            models=self._models,
             computing=self._computing,
             tally=self._tally,
             clock=self._clock,

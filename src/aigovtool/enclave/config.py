@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and the
 
 MIN_TOKEN_CHARACTERS = 20
 DEFAULT_COMPUTE_THREADS = len(os.sched_getaffinity(0))  # cores that we may use
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 DEFAULT_PACKED_BYTES = 128 << 20  # so the enclave's memory stays below 1.3 models and 200 MB
 
 
@@ -87,6 +89,8 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         intra_op_threads: threads that one computation may use, 0 to choose by model and cores.
         packed_bytes: models of at most this size get a second copy of their weights, packed as the
             runtime's kernels read them; larger ones are computed from where they were decrypted.
+        max_model_bytes: of the memory that all models take together (`model_room`), None for what
+            `default_model_bytes` says.
         fetch_endorsements: ask the TEE's vendor for what it says of this platform; kinds that bring
             everything, the simulated one too, ask nobody.
         pccs: address of a PCCS to ask instead of Intel, or None.
@@ -101,6 +105,7 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     compute_threads: int = DEFAULT_COMPUTE_THREADS
     intra_op_threads: int = 0
     packed_bytes: int = DEFAULT_PACKED_BYTES
+    max_model_bytes: int | None = None
     fetch_endorsements: bool = True
     pccs: str | None = None
     endorsements_cache: Path | None = None
@@ -109,6 +114,14 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def address(self) -> tuple[str, int]:
         """Return host and port of `listen`; raises ConfigurationError."""
         return read_address(self.listen)
+
+
+def default_model_bytes() -> int:
+    """Return four fifths of the memory that this machine, or its control group, has."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
+        found = min(found, int(_CGROUP_LIMIT.read_text()))
+    return found * 4 // 5
 
 
 def read_address(text: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from aigovtool.clock import Clock
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.lifecycle import State
+from aigovtool.enclave.model_room import ModelRoom
 from aigovtool.enclave.session import Session
 from aigovtool.telemetry.metrics import Times, counter, counters, gauge, gauges, info, times
 
@@ -60,13 +61,21 @@ class Metrics(Collector):
 
     Args:
         enclaves: of each loan that it serves.
+        models: the memory that they take.
         computing: how long computations took.
     """
 
     def __init__(
-        self, *, enclaves: Sequence[Enclave], computing: Times, tally: Tally, clock: Clock
+        self,
+        *,
+        enclaves: Sequence[Enclave],
+        models: ModelRoom,
+        computing: Times,
+        tally: Tally,
+        clock: Clock,
     ) -> None:
         self._enclaves = enclaves
+        self._models = models
         self._computing = computing
         self._tally = tally
         self._clock = clock
@@ -90,6 +99,11 @@ class Metrics(Collector):
             "aigovtool_enclave_in_flight",
             "Queries charged and being computed",
             sum(one.in_flight for one in enclaves),
+        )
+        yield gauge(
+            "aigovtool_enclave_model_bytes",
+            "Memory that models take, of --max-model-bytes",
+            self._models.taken_bytes,
         )
         yield counter(
             "aigovtool_enclave_sessions_total",

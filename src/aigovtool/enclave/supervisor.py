@@ -7,7 +7,7 @@ Rule 3: `closed` is final, and so is the end of the server.
 Rule 4: when the loan's model is replaced, a session for the new one is enrolled and loaded beside
         the one that serves. When it is ready the old one charges nothing more and gives its leases
         back; what it has not charged, and all that comes, is the new one's. It ends when what it
-        has charged is answered.
+        has charged is answered. Where there is no memory for both, the old one ends first.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from aigovtool.enclave.keepsake import Keepsake
 from aigovtool.enclave.keys import ProcessKeys
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.loader import Loader
+from aigovtool.enclave.model_room import ModelRoom, NoRoomError
 from aigovtool.enclave.reattestation import Reattestation
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.secret_bytes import overwrite
@@ -42,6 +43,7 @@ from aigovtool.telemetry.logs import event
 REFUSED_FIRST_S = 1.0
 REFUSED_LONGEST_S = 30.0
 HAND_OVER_S = 2.0  # for the custodian to have the leases that a session gives back
+NO_ROOM_FOR_BOTH = "there is no memory for the loan's new model beside the older one"
 KEEP_EVERY_S = 5.0  # the custodian's newest statement, for a custodian that was rolled back
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Supervisor:
     Leads one loan's enclave through its sessions; `run` is a task of the server.
 
     Args:
+        room: the memory for models.
         make_flights: makes what holds the queries of one session while they are computed.
         max_waiting: queries that may wait for credits, and as many for a limit, of all consumers
             and of each.
@@ -63,6 +66,7 @@ class Supervisor:
         enclave: Enclave,
         client: CustodianClient,
         loader: Loader,
+        room: ModelRoom,
         attester: Attester,
         keys: ProcessKeys,
         make_flights: Callable[[], Flights],
@@ -75,6 +79,7 @@ class Supervisor:
         self._enclave = enclave
         self._client = client
         self._loader = loader
+        self._room = room
         self._attester = attester
         self._keys = keys
         self._loan = enclave.loan
@@ -195,7 +200,8 @@ class Supervisor:
             wake=wakeup.set,
             cache=self._cache,
         )
-        tenure = Tenure(self._enclave, session, asyncio.create_task(self._load(enrolment)))
+        loading = asyncio.create_task(self._load(enrolment))
+        tenure = Tenure(self._enclave, session, loading, self._room)
         tenure.conversation = Conversation(
             client=self._client,
             session=session,
@@ -239,8 +245,14 @@ class Supervisor:
             await asyncio.sleep(KEEP_EVERY_S)
 
     async def _load(self, enrolment: Enrolment) -> TensorModel:
+        manifest = enrolment.verified.manifest
         try:
-            return await self._loader.load(enrolment.verified, enrolment.content_key)
+            self._room.take(manifest)
+            try:
+                return await self._loader.load(enrolment.verified, enrolment.content_key)
+            except BaseException:
+                self._room.give_back(manifest)
+                raise
         finally:
             overwrite(enrolment.content_key)  # nothing needs it once the model is loaded
 
@@ -270,7 +282,7 @@ class Supervisor:
         """Let each session be succeeded by the next, and return the last, which is over."""
         while await _goes_on(tenure, asyncio.create_task(tenure.session.replaced.wait())):
             begin_s = self._clock.monotonic_s()
-            preparing = asyncio.create_task(self._prepare(tenure.session))
+            preparing = asyncio.create_task(self._prepare(tenure))
             if not await _goes_on(tenure, preparing):
                 break
             if (successor := preparing.result()) is not None:
@@ -286,12 +298,15 @@ class Supervisor:
                 tenure = successor
         return tenure
 
-    async def _prepare(self, replaced: Session) -> Tenure | None:
-        """Enrol and load until there is a successor; None when the loan has its model again."""
+    async def _prepare(self, before: Tenure) -> Tenure | None:
+        """
+        Enrol and load until there is a successor of the session *before*; None when there is no
+        need of one any more: the loan has its model again, or *before* had to end first.
+        """
         backoff = Backoff(first_s=REFUSED_FIRST_S, longest_s=REFUSED_LONGEST_S)
-        while replaced.replaced.is_set():
+        while before.session.replaced.is_set():
             try:
-                return await self._made_ready()
+                return await self._made_ready(before)
             except AIGovToolError as error:
                 _log.warning(
                     "the loan's new model is not served yet: %s",
@@ -301,11 +316,18 @@ class Supervisor:
                 await backoff.wait()
         return None
 
-    async def _made_ready(self) -> Tenure:
+    async def _made_ready(self, before: Tenure) -> Tenure:
         """Return a session that could serve; raises AIGovToolError as enrolling and loading do."""
-        tenure = self._begin(await self._enrol_once())
+        enrolment = await self._enrol_once()
+        tenure = self._begin(enrolment)
         try:
             await tenure.ready()
+        except NoRoomError:
+            old, new = before.session.verified.manifest, enrolment.verified.manifest
+            if self._room.fits_instead(new, old):
+                before.conversation.end(Ending(State.ENROLLING, NO_ROOM_FOR_BOTH))
+            tenure.conversation.end(Ending(State.ENROLLING, NO_ROOM_FOR_BOTH))
+            raise
         except BaseException:
             tenure.conversation.end(Ending(State.ENROLLING, "it did not come to serve"))
             raise

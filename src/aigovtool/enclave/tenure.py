@@ -17,6 +17,7 @@ from aigovtool.enclave.control import MODEL_REPLACED, Conversation, Ending
 from aigovtool.enclave.enclave import Enclave, refusal
 from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.lifecycle import State
+from aigovtool.enclave.model_room import ModelRoom
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError
@@ -30,7 +31,7 @@ class Tenure:
     A session, with who loads its model and who talks for it. Implements `control.Host`.
 
     Args:
-        loading: brings its model.
+        loading: brings its model, for which *room* was taken.
 
     `conversation` and `living`, the task that lasts as long as the session does, are set by who
     makes it.
@@ -40,12 +41,17 @@ class Tenure:
     living: asyncio.Task[None]
 
     def __init__(
-        self, enclave: Enclave, session: Session, loading: asyncio.Task[TensorModel]
+        self,
+        enclave: Enclave,
+        session: Session,
+        loading: asyncio.Task[TensorModel],
+        room: ModelRoom,
     ) -> None:
         self.session = session
         self.loading = loading
         self.cancelled = 0
         self._enclave = enclave
+        self._room = room
         self._welcomed = asyncio.Event()  # the custodian has said for whom it serves
         self._closing: asyncio.Task[None] | None = None
         self._wiped: datetime | None = None
@@ -109,7 +115,7 @@ class Tenure:
             await asyncio.wait({self.loading})
         await self.session.flights.idle()
         if self._closing is None and (model := self._take_model()) is not None:
-            self._closing = asyncio.create_task(_close(model))
+            self._closing = asyncio.create_task(self._close(model))
         if self._closing is not None:
             await asyncio.shield(self._closing)  # a caller may be cancelled while it waits
         return_freed_memory()
@@ -128,11 +134,11 @@ class Tenure:
             return None
         return self.loading.result()
 
-
-async def _close(model: TensorModel) -> None:
-    # on a thread: overwriting gigabytes takes a moment, in which others want answers
-    await asyncio.to_thread(model.close)
-    _log.warning("key and model are wiped", extra=event("enclave.wiped"))
+    async def _close(self, model: TensorModel) -> None:
+        # on a thread: overwriting gigabytes takes a moment, in which others want answers
+        await asyncio.to_thread(model.close)
+        self._room.give_back(self.session.verified.manifest)
+        _log.warning("key and model are wiped", extra=event("enclave.wiped"))
 
 
 def _same(error: AIGovToolError) -> AIGovToolError:
