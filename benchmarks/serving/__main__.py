@@ -122,12 +122,14 @@ def summary(rows: list[Row]) -> list[dict[str, Any]]:
         if row.failed is not None:
             found.append({"server": row.server, "failed": row.failed})
             continue
-        ratios = [a / b for a, b in zip(row.per_second, floor.per_second, strict=True)]
+        ratios = []
+        if floor.failed is None:
+            ratios = [a / b for a, b in zip(row.per_second, floor.per_second, strict=True)]
         found.append(
             {
                 "server": row.server,
                 "per_second": round(statistics.median(row.per_second), 1),
-                "ratio": round(statistics.median(ratios), 3),
+                "ratio": round(statistics.median(ratios), 3) if ratios else None,
                 "p50_ms": round(statistics.median(row.p50_ms), 2) if row.p50_ms else None,
                 "p99_ms": round(statistics.median(row.p99_ms), 2) if row.p99_ms else None,
             }
