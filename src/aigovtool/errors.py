@@ -141,6 +141,30 @@ class BadTensorError(RefusedError):
     code = "bad_tensor"
 
 
+class BadPromptError(RefusedError):
+    """
+    A request that a language model cannot answer.
+
+    Args:
+        param: the parameter of the request that is wrong, in OpenAI's words.
+    """
+
+    code = "bad_prompt"
+
+    def __init__(
+        self,
+        reason: Reason | str,
+        *,
+        code: str | None = None,
+        expected: str | None = None,
+        came: str | None = None,
+        mend: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(reason, code=code, expected=expected, came=came, mend=mend)
+        self.param = param
+
+
 class KeyReusedError(RefusedError):
     """An Idempotency-Key that stood for another query."""
 

@@ -49,7 +49,8 @@ Size = Annotated[int, Meta(ge=1, le=MAX_MODEL_BYTES)]
 # Both stand in URL paths (``/v2/models/NAME/versions/VERSION``) and in file names.
 ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 ModelVersion = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-ModelFormat = Literal["onnx", "gguf"]
+# of which a runtime has the name: `onnx` and `gguf` here, others may be added to an enclave
+ModelFormat = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

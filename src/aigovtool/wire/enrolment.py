@@ -85,6 +85,26 @@ class Secrets(Message, frozen=True, kw_only=True):
     content_key: bytes
 
 
+class TokenPrice(Message, frozen=True, kw_only=True):
+    """
+    What tokens of a language model cost, in credits.
+
+    Args:
+        input: of each token of the input, at least 1.
+        output: of each token of the output, at least 1.
+    """
+
+    input: int = 1
+    output: int = 1
+
+    def cost(self, *, input: int, output: int) -> int:
+        """Return what so many tokens cost."""
+        return input * self.input + output * self.output
+
+
+ONE_CREDIT_A_TOKEN = TokenPrice()
+
+
 class Terms(Message, frozen=True, kw_only=True):
     """
     The terms of the loan that the enclave itself enforces.
@@ -96,6 +116,9 @@ class Terms(Message, frozen=True, kw_only=True):
         expires_in_s: how long that was when the custodian said so; the enclave goes by whichever
             comes first, this time on its own monotonic clock.
         limits: of all queries of the loan together.
+        tokens: what a language model's tokens cost.
+        shared_prefixes: whether what is kept of one consumer's prompt may serve another's, who can
+            tell by the time that it takes.
     """
 
     lease_duration_s: float
@@ -103,6 +126,8 @@ class Terms(Message, frozen=True, kw_only=True):
     expires: Time | None
     expires_in_s: float | None = None
     limits: Limits = NO_LIMITS
+    tokens: TokenPrice = ONE_CREDIT_A_TOKEN
+    shared_prefixes: bool = False
 
 
 class RosterEntry(Message, frozen=True, kw_only=True):

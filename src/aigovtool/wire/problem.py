@@ -14,6 +14,7 @@ import msgspec
 from aigovtool.errors import (
     AIGovToolError,
     AppraisalError,
+    BadPromptError,
     BadTensorError,
     BlockedError,
     BudgetExhaustedError,
@@ -46,6 +47,7 @@ _STATUS: tuple[tuple[type[AIGovToolError], int, str], ...] = (
     (BlockedError, 403, "Blocked"),
     (NotFoundError, 404, "Not found"),
     (BadTensorError, 422, "Bad tensor"),
+    (BadPromptError, 400, "Bad request to a language model"),
     (KeyReusedError, 422, "Idempotency-Key reused"),
     (MoreDeniedError, 429, "More denied"),
     (BudgetExhaustedError, 429, "Budget used up"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from aigovtool.enclave.runtime.speed import Speed
+from aigovtool.ids import ConsumerId
 from aigovtool.wire.oip import ModelMetadata
 from aigovtool.wire.tensors import Array
 
@@ -60,3 +62,111 @@ class TensorModel(Protocol):
     def close(self) -> None:
         """Let go of the model's memory; nothing computes with it any more."""
         ...
+
+
+Kind = Literal["chat", "completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """
+    What a language model is asked, as it can be run.
+
+    Args:
+        body: parameters in OpenAI's words, all of them known to `wire.openai` and checked there.
+        tokens: of the input, counted by the model's own tokenizer, its template included.
+        max_output: tokens that it may produce at the most.
+    """
+
+    kind: Kind
+    body: Mapping[str, Any]
+    tokens: int
+    max_output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """
+    A part of an answer.
+
+    Args:
+        chunk: a chunk as OpenAI streams it, with the member ``choices`` of one choice; its
+            ``usage``, ``model``, ``id`` and ``created`` are made elsewhere.
+        produced: tokens that the model produced up to here, those of this piece included.
+    """
+
+    chunk: Mapping[str, Any]
+    produced: int
+
+
+class Generation(Protocol):
+    """One answer being made. `execute` is called once, on a thread; `terminate` from anywhere."""
+
+    def execute(self) -> None:
+        """
+        Produce, telling each piece, until the answer is at its end.
+
+        Raises:
+            BadPromptError: the model cannot answer this.
+            UnavailableError: it was terminated.
+        """
+        ...
+
+    def terminate(self) -> None:
+        """Produce nothing more as soon as possible; harmless before and after it."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """
+    A loaded model that goes on from text.
+
+    Args:
+        context: tokens that input and output of one query may have together.
+        slots: queries that are computed at one time.
+        chats: whether it has a template for conversations.
+        embeds: whether it gives embeddings.
+    """
+
+    name: str
+    version: str
+    context: int
+    slots: int
+    chats: bool
+    embeds: bool
+
+    def count(self, kind: Kind, body: Mapping[str, Any]) -> int:
+        """
+        Return how many tokens the input has; blocks.
+
+        Raises:
+            BadPromptError: the model cannot read it.
+        """
+        ...
+
+    def generate(
+        self, prompt: Prompt, consumer: ConsumerId, tell: Callable[[Piece], None]
+    ) -> Generation:
+        """
+        Begin an answer.
+
+        Args:
+            consumer: who asks: what the model has kept of one consumer's prompt serves no other.
+            tell: called with each piece, on the thread that executes.
+        """
+        ...
+
+    def count_embedded(self, texts: Sequence[str]) -> Sequence[int]:
+        """Return how many tokens each text has, as `embed` reads it; raises BadPromptError."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """Return the embedding of each text; blocks; raises BadPromptError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model's memory, overwritten; nothing computes with it any more."""
+        ...
+
+
+Model = TensorModel | LanguageModel
