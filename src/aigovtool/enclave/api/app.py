@@ -30,6 +30,7 @@ from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.metrics import Tally
+from aigovtool.enclave.runtime.base import Model
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError, NotFoundError, RefusedError
 from aigovtool.ids import ConsumerId
@@ -40,6 +41,7 @@ from aigovtool.wire.headers import ATTESTATION_PATH, BUDGET_PATH, WAITING_PATH
 from aigovtool.wire.oip import (
     IndexEntry,
     IndexRequest,
+    ModelMetadata,
     ModelReady,
     ServerLive,
     ServerMetadata,
@@ -163,7 +165,7 @@ class Api:
                 session, _ = self._known(request)
                 check_model(session, name, version)
                 _, model = self._enclave.serving()
-                return json_reply(ModelReady(name=name, ready=True) if rest else model.metadata)
+                return json_reply(ModelReady(name=name, ready=True) if rest else _metadata(model))
         raise NotFoundError("no such path here")
 
     async def _live(self, _: Request) -> Reply:
@@ -246,6 +248,14 @@ class Api:
         if session is None:
             raise self._enclave.not_serving()
         return session, session.authenticate(request.headers.get(b"authorization"))
+
+
+def _metadata(model: Model) -> ModelMetadata:
+    if model.takes == "tensors":
+        return model.metadata
+    return ModelMetadata(
+        name=model.name, versions=(model.version,), platform=model.platform, inputs=(), outputs=()
+    )
 
 
 def _not_allowed(methods: Iterable[str]) -> Reply:

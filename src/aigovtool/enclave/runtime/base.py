@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,7 @@ class Run(Protocol):
 class TensorModel(Protocol):
     """A loaded model that takes and gives tensors."""
 
+    takes: Literal["tensors"]
     metadata: ModelMetadata
     labels: Mapping[str, Sequence[str]]  # of the classes of an output, by its name
     speed: Speed
@@ -122,18 +124,23 @@ class LanguageModel(Protocol):
     A loaded model that goes on from text.
 
     Args:
+        platform: its format and runtime, as other servers of the Open Inference Protocol name it.
         context: tokens that input and output of one query may have together.
         slots: queries that are computed at one time.
         chats: whether it has a template for conversations.
         embeds: whether it gives embeddings.
+        threads: on which `Generation.execute` and `embed` run, as many as there are slots.
     """
 
+    takes: Literal["text"]
     name: str
     version: str
+    platform: str
     context: int
     slots: int
     chats: bool
     embeds: bool
+    threads: Executor
 
     def count(self, kind: Kind, body: Mapping[str, Any]) -> int:
         """

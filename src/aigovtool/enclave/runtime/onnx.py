@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -81,6 +81,8 @@ class OnnxModel:
         weights: memory from which the session computes.
         wipe: overwrites it, when nothing computes any more.
     """
+
+    takes: Literal["tensors"] = "tensors"
 
     def __init__(
         self,
