@@ -102,7 +102,7 @@ def read_response_format(request: Fields) -> dict[str, Any]:
             "schema": _schema(described, "schema") or {},
         }
         described.text("description")
-        described.flag("strict")  # it is held to the schema in any case
+        described.flag("strict")  # the runtime holds the answer to the schema in any case
         described.end()
     given.end()
     return {} if kind == "text" else {"response_format": form}
@@ -191,7 +191,7 @@ def _tool(given: Fields) -> dict[str, Any]:
         "type": "object",
         "properties": {},
     }
-    function.flag("strict")  # calls are held to the schema in any case
+    function.flag("strict")  # no call is checked here: the consumer reads it anyway
     function.end()
     given.end()
     return {"type": "function", "function": described}
