@@ -7,6 +7,7 @@ Rule 2: nothing of a request or an answer is in a log or an error (I5).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,6 +39,7 @@ from aigovtool.wire.openai.answers import Account, Usage
 from aigovtool.wire.openai.fields import MAX_BODY_BYTES
 from aigovtool.wire.problem import headers_of
 
+INLINE_BYTES = 64 << 10  # what is longer is read on a thread: it can be made to take long
 _ENCODING = b"content-encoding"
 
 Answer = Reply | StreamedReply
@@ -90,7 +92,9 @@ class TextDoor:
             session, _ = self._enclave.serving_text()
             consumer = session.authenticate(request.headers.get(AUTHORIZATION))
             headers.append(self._cashier.remaining(session, consumer))
-            asked = read(await self._body(request, f"{session.loan} {consumer}"))
+            body = await self._body(request, f"{session.loan} {consumer}")
+            inline = len(body) <= INLINE_BYTES
+            asked = read(body) if inline else await asyncio.to_thread(read, body)
             return await answer(request, asked, consumer)
         except ClientGoneError:
             raise
