@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.turnstile import Turnstile
@@ -249,7 +249,8 @@ class Supervisor:
         try:
             self._room.take(manifest)
             try:
-                return await self._loader.load(enrolment.verified, enrolment.content_key)
+                model = await self._loader.load(enrolment.verified, enrolment.content_key)
+                return cast("TensorModel", model)  # there is no API of the other kind yet
             except BaseException:
                 self._room.give_back(manifest)
                 raise
