@@ -20,11 +20,10 @@ import uvloop
 
 from aigovtool.attestation.policy import Policy
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.patience import OnDecided, OnWait
 from aigovtool.client.session import (
     ANSWER_TIMEOUT_S,
     AsyncClient,
-    OnDecided,
-    OnWait,
     Result,
     connect_async,
 )

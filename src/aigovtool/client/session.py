@@ -18,10 +18,9 @@ Rule 3: a query is repeated only where that cannot charge it twice: to the same 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,21 +31,19 @@ from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
 from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.patience import OnDecided, OnWait, patiently
 from aigovtool.client.receipt_store import ReceiptStore, default_folder, keep_or_warn
 from aigovtool.client.receipts import VerifiedReceipt, check_price, receipt_of
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
     AIGovToolError,
-    BudgetExhaustedError,
     ConfigurationError,
     MalformedError,
-    MoreDeniedError,
     UnavailableError,
 )
 from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import decode
-from aigovtool.wire.control import MoreDecided
 from aigovtool.wire.headers import (
     BUDGET_PATH,
     REASON,
@@ -70,22 +67,14 @@ from aigovtool.wire.tensors import Array
 from aigovtool.wire.words import MAX_REASON_CHARACTERS
 
 ANSWER_TIMEOUT_S = 300.0  # a model may be slow
-MAX_HOLD_S = 600.0  # one held answer; whoever asks anew waits at the end of the queue
 MAX_BUDGET_BYTES = 64 << 10
 MAX_WAITING_BYTES = 256 << 10
-FIRST_LOOK_S = 0.2  # at the place of a query that waits; then as often as the enclave says
 MAX_API_KEY_CHARACTERS = 512
-SAME_DECISION_S = 1.0  # two looks at one decision differ in its age by what they took
 
 _REMAINING = REMAINING.lower().encode()
 _RECEIPT = RECEIPT.lower().encode()
 _REFUND = REFUND.lower().encode()
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
-
-OnWait = Callable[[BudgetExhaustedError, float], None]
-OnDecided = Callable[[MoreDecided], None]
-"""Called now and then while a query has to wait: why, with its `place` once that is known, and for
-how many seconds it has waited by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -189,32 +178,14 @@ class AsyncClient:
         )
         if reason is not None:
             headers += ((REASON.lower().encode(), check_reason(reason).encode()),)
-        loop = asyncio.get_running_loop()
-        begin_s = loop.time()
-        hold_s = 0.0  # the first answer comes at once, so that whoever waits can be told
-        news = _News(on_wait, on_decided, begin_s)
-        while True:
-            asked_s = loop.time()
-            try:
-                async with self._telling(key, news if hold_s else None):
-                    result = await self._infer(body, headers, shapes, hold_s)
-                if hold_s and on_decided is not None:
-                    with contextlib.suppress(AIGovToolError):  # the answer is here all the same
-                        news.decided((await self.waiting()).decided, loop.time())
-                return result
-            except MoreDeniedError:
-                raise
-            except BudgetExhaustedError as error:
-                now_s = loop.time()
-                left_s = wait_s - (now_s - begin_s)
-                if left_s <= 0:
-                    raise
-                if on_wait is not None:
-                    on_wait(error, now_s - begin_s)
-                # one that was told to hold its answer and did not must not be asked in a loop
-                early_s = min(hold_s, error.retry_after_s) - (now_s - asked_s)
-                await asyncio.sleep(min(max(early_s, 0.0), left_s))
-                hold_s = min(left_s, MAX_HOLD_S)
+        return await patiently(
+            lambda hold_s: self._infer(body, headers, shapes, hold_s),
+            look=self.waiting,
+            key=key,
+            wait_s=wait_s,
+            on_wait=on_wait,
+            on_decided=on_decided,
+        )
 
     async def budget(self) -> BudgetView:
         """
@@ -247,33 +218,6 @@ class AsyncClient:
 
         _, _, body = await self._exchange(make, MAX_WAITING_BYTES, 0.0)
         return decode(body, WaitingView)
-
-    @contextlib.asynccontextmanager
-    async def _telling(self, key: str, news: _News | None) -> AsyncIterator[None]:
-        """Tell, for the length of the block, the place of the query with *key*, and decisions."""
-        if news is None or not news.wanted:
-            yield
-            return
-        telling = asyncio.create_task(self._tell(key, news))
-        try:
-            yield
-        finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-
-    async def _tell(self, key: str, news: _News) -> None:
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(FIRST_LOOK_S)
-        while True:
-            try:
-                view = await self.waiting()
-            except AIGovToolError:
-                return  # the query itself says what is wrong
-            news.decided(view.decided, loop.time())
-            for query in view.queries:
-                if query.key == key:
-                    news.waits((query.place, view.waiting), loop.time())
-            await asyncio.sleep(max(FIRST_LOOK_S, view.again_s))
 
     async def aclose(self) -> None:
         """Close all connections; what is under way fails."""
@@ -358,38 +302,6 @@ class AsyncClient:
             if (header := response.header(name)) is not None:
                 keep_or_warn(self._store, await receipt_of(header, enclave, self._channel))
         raise error
-
-
-class _News:
-    """What whoever waits is told: its place, and each decision that was made since, once."""
-
-    __slots__ = ("_begin_s", "_on_decided", "_on_wait", "_told_s")
-
-    def __init__(
-        self, on_wait: OnWait | None, on_decided: OnDecided | None, begin_s: float
-    ) -> None:
-        self._on_wait = on_wait
-        self._on_decided = on_decided
-        self._begin_s = begin_s
-        self._told_s = begin_s  # when the last decision was made that is known
-
-    @property
-    def wanted(self) -> bool:
-        return self._on_wait is not None or self._on_decided is not None
-
-    def waits(self, place: tuple[int, int], now_s: float) -> None:
-        if self._on_wait is not None:
-            waits = BudgetExhaustedError("the query waits for credits", place=place)
-            self._on_wait(waits, now_s - self._begin_s)
-
-    def decided(self, decision: MoreDecided | None, now_s: float) -> None:
-        """Tell of an approval; a denial ends the query with an error that says it."""
-        if decision is None or not decision.approved or self._on_decided is None:
-            return
-        made_s = now_s - decision.age_s
-        if made_s > self._told_s:
-            self._told_s = made_s + SAME_DECISION_S
-            self._on_decided(decision)
 
 
 async def connect_async(
