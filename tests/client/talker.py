@@ -41,7 +41,7 @@ from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import encode
 from aigovtool.wire.enrolment import TokenPrice
 from aigovtool.wire.headers import BUDGET_PATH, RECEIPT, REMAINING, WAITING_PATH
-from aigovtool.wire.problem import headers_of, problem_of
+from aigovtool.wire.problem import headers_of
 from tests.channel.stand_in import API_KEY, Asked, Platform, Session, StandIn, World, answer
 
 MODEL = "talker"
@@ -207,7 +207,7 @@ class Talker(StandIn):
         receipts += self._output()
         bill = {"aigovtool": self.bill(receipts)}
         if self.cut is not None:
-            told = msgspec.json.decode(openai_errors.body_of(self.cut))
+            told = msgspec.json.decode(openai_errors.encode_error(self.cut)[1])
             yield data(self.spoil(told | {"usage": self.usage()} | bill))
             return
         end = piece(None if chat else "", "stop")
@@ -259,11 +259,8 @@ def chunk(piece: bytes) -> bytes:
 
 
 def refused(error: AIGovToolError) -> bytes:
-    return answer(
-        openai_errors.body_of(error),
-        problem_of(error).status,
-        {"Content-Type": openai_errors.CONTENT_TYPE, **headers_of(error)},
-    )
+    status, body = openai_errors.encode_error(error)
+    return answer(body, status, {"Content-Type": "application/json", **headers_of(error)})
 
 
 class Gate:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import msgspec
 
-from aigovtool.client.events import event_of
 from aigovtool.errors import (
     AIGovToolError,
     BadPromptError,
@@ -22,14 +21,14 @@ from aigovtool.errors import (
     MalformedError,
     MoreDeniedError,
     NotFoundError,
+    Reason,
     RefusedError,
     TooLargeError,
     UnauthenticatedError,
     UnavailableError,
     VerificationError,
 )
-
-CONTENT_TYPE = "application/json"
+from aigovtool.wire.problem import problem_of
 
 _TYPES: tuple[tuple[type[AIGovToolError], str], ...] = (
     (UnauthenticatedError, "authentication_error"),
@@ -70,38 +69,30 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     error: _Told
 
 
-def body_of(error: AIGovToolError) -> bytes:
-    """Write *error* as the body of an answer."""
+def encode_error(error: AIGovToolError) -> tuple[int, bytes]:
+    """Return the status and the body of an error answer."""
     told = _Told(
         message=str(error),
         type=next((name for kind, name in _TYPES if isinstance(error, kind)), "server_error"),
         param=error.param if isinstance(error, BadPromptError) else None,
         code=error.reasons[0].code,
     )
-    return msgspec.json.encode(_Answer(error=told))
+    return problem_of(error).status, msgspec.json.encode(_Answer(error=told))
 
 
-def event_with(error: AIGovToolError) -> bytes:
-    """Write *error* as the event that ends a stream."""
-    return event_of(body_of(error))
-
-
-def error_of(
-    body: bytes, *, status: int | None = None, retry_after_s: float | None = None
-) -> AIGovToolError:
+def error_of(status: int, body: bytes, *, retry_after_s: float | None = None) -> AIGovToolError:
     """
-    Turn an error answer, or the event that ends a stream, back into what the server raised; never
-    raises itself.
+    Turn an error answer, or the error event of a stream, back into an exception; raises none.
 
     Args:
-        status: None for an event, which has none.
+        status: of the answer; that of a stream was 200.
     """
     try:
         told = msgspec.json.decode(body, type=_Answer).error
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return UnavailableError(f"the server answered {status} without saying why")
-    kind = _BY_CODE.get(told.code or "") or _BY_STATUS.get(status or 0, UnavailableError)
-    error = kind(told.message)
+    kind = _BY_CODE.get(told.code or "") or _BY_STATUS.get(status, UnavailableError)
+    error = kind(Reason(code=told.code or kind.code, message=told.message))
     if isinstance(error, BudgetExhaustedError | UnavailableError) and retry_after_s is not None:
         error.retry_after_s = retry_after_s
     return error

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from aigovtool.errors import AIGovToolError, BudgetExhaustedError, MoreDeniedError
+from aigovtool.channel.http1 import Headers
+from aigovtool.errors import (
+    AIGovToolError,
+    BudgetExhaustedError,
+    ConfigurationError,
+    MoreDeniedError,
+)
 from aigovtool.wire.budget import WaitingView
 from aigovtool.wire.control import MoreDecided
+from aigovtool.wire.headers import REASON
+from aigovtool.wire.words import MAX_REASON_CHARACTERS
 
 MAX_HOLD_S = 600.0  # one held answer; whoever asks anew waits at the end of the queue
 FIRST_LOOK_S = 0.2  # at the place of a query that waits; then as often as the enclave says
@@ -78,6 +87,24 @@ async def patiently(
             early_s = min(hold_s, error.retry_after_s) - (now_s - asked_s)
             await asyncio.sleep(min(max(early_s, 0.0), left_s))
             hold_s = min(left_s, MAX_HOLD_S)
+
+
+def prefer_wait(hold_s: float) -> Headers:
+    """Return the header by which an enclave holds its answer (RFC 7240, whole seconds)."""
+    return ((b"prefer", b"wait=%d" % max(1, math.ceil(hold_s))),) if hold_s else ()
+
+
+def reason_header(reason: str | None) -> Headers:
+    """Return the header with what the custodian's operator reads; raises ConfigurationError."""
+    if reason is None:
+        return ()
+    if len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
+        raise ConfigurationError(
+            "the reason is too long, or more than one line",
+            expected=f"at most {MAX_REASON_CHARACTERS} printable characters",
+            came=f"{len(reason)} characters",
+        )
+    return ((REASON.lower().encode(), reason.encode()),)
 
 
 class _News:

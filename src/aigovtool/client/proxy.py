@@ -34,6 +34,7 @@ from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
 from aigovtool.client import openai_errors
+from aigovtool.client.events import event_of
 from aigovtool.client.pricing import PassingQuery, is_query
 from aigovtool.client.receipt_store import ReceiptStore
 from aigovtool.client.receipts import check_price
@@ -59,6 +60,8 @@ SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a
 SHUTDOWN_TIMEOUT_S = 5
 DEFAULT_PORT = 8080
 GRPC_PORT = 8001
+
+JSON = "application/json"
 
 _OK = 200
 _PATHS = ("/v1", "/v2")
@@ -195,8 +198,7 @@ class Proxy:
             else:
                 whole = await whole_answer(response)
         charged = bill_in(whole) if streamed is None else streamed.charged
-        if charged is not None or response.status == _OK:
-            await self._settler.settle(charged, first, enclave, authorization)
+        await self._settler.settle(response, charged, first, enclave, authorization)
         if streamed is None:
             await exchange.pass_whole(response, whole)
         else:
@@ -319,13 +321,13 @@ class _Exchange:
         left cut off.
         """
         if self._streams:
-            await self._give(openai_errors.event_with(error))
+            await self._give(event_of(openai_errors.encode_error(error)[1]))
             await self._end()
         if self._started:
             return
         kind, body = CONTENT_TYPE, encode(problem)
         if self._openai:
-            kind, body = openai_errors.CONTENT_TYPE, openai_errors.body_of(error)
+            kind, body = JSON, openai_errors.encode_error(error)[1]
         headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers_of(error)
         await self._start(
             problem.status, [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -18,22 +18,24 @@ Rule 3: a query is repeated only where that cannot charge it twice: to the same 
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from aigovtool.attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
 from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
-from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
+from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client.patience import OnDecided, OnWait, patiently
+from aigovtool.client.chat import ChatAnswer, ChatOptions, Chats, ChatStream, Message
+from aigovtool.client.patience import OnDecided, OnWait, patiently, prefer_wait, reason_header
 from aigovtool.client.receipt_store import ReceiptStore, default_folder, keep_or_warn
 from aigovtool.client.receipts import VerifiedReceipt, check_price, receipt_of
+from aigovtool.client.repeating import once_or_again
+from aigovtool.client.settling import Settler
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
     AIGovToolError,
@@ -46,7 +48,6 @@ from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import decode
 from aigovtool.wire.headers import (
     BUDGET_PATH,
-    REASON,
     RECEIPT,
     REFUND,
     REMAINING,
@@ -64,7 +65,6 @@ from aigovtool.wire.oip import (
 )
 from aigovtool.wire.problem import MAX_PROBLEM_BYTES, error_of
 from aigovtool.wire.tensors import Array
-from aigovtool.wire.words import MAX_REASON_CHARACTERS
 
 ANSWER_TIMEOUT_S = 300.0  # a model may be slow
 MAX_BUDGET_BYTES = 64 << 10
@@ -109,6 +109,13 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._authorization: Headers = (
             (b"authorization", b"Bearer " + check_api_key(api_key).encode("ascii")),
+        )
+        self._chats = Chats(
+            channel,
+            settler=Settler(channel, store),
+            authorization=self._authorization,
+            timeout_s=timeout_s,
+            look=self.waiting,
         )
 
     @property
@@ -175,9 +182,8 @@ class AsyncClient:
             *self._authorization,
             (b"idempotency-key", key.encode("ascii")),
             *((name.lower().encode(), value.encode()) for name, value in _type_of(body)),
+            *reason_header(reason),
         )
-        if reason is not None:
-            headers += ((REASON.lower().encode(), check_reason(reason).encode()),)
         return await patiently(
             lambda hold_s: self._infer(body, headers, shapes, hold_s),
             look=self.waiting,
@@ -186,6 +192,38 @@ class AsyncClient:
             on_wait=on_wait,
             on_decided=on_decided,
         )
+
+    async def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatAnswer:
+        """
+        Ask a language model for the next message of a conversation.
+
+        Args:
+            messages: with `role` and `content`, as OpenAI has them.
+            options: see `ChatOptions`.
+
+        Raises:
+            BadPromptError: the model cannot answer this; nothing was charged.
+            ConfigurationError: the options do not fit together.
+            VerificationError: the receipts do not hold, or do not add up to the token price.
+            AIGovToolError: else as `infer`.
+        """
+        return await self._chats.ask(messages, options)
+
+    def chat_stream(
+        self, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> ChatStream:
+        """
+        Ask likewise, for the text as it comes.
+
+            async with client.chat_stream(messages) as stream:
+                async for text in stream:
+                    ...
+                stream.settled.remaining
+
+        Raises:
+            AIGovToolError: as `chat`, when it is entered, or while it comes.
+        """
+        return self._chats.stream(messages, options)
 
     async def budget(self) -> BudgetView:
         """
@@ -242,18 +280,9 @@ class AsyncClient:
         shapes: Mapping[str, Sequence[int]],
         hold_s: float,
     ) -> Result:
-        if hold_s:  # RFC 7240, whole seconds
-            headers += ((b"prefer", b"wait=%d" % max(1, math.ceil(hold_s))),)
-        asked: VerifiedEnclave | None = None
+        headers += prefer_wait(hold_s)
 
         def make(enclave: VerifiedEnclave) -> Request:
-            nonlocal asked
-            if asked is not None and enclave.statement.session != asked.statement.session:
-                raise ConnectionLostError(
-                    "the enclave was restarted during the query, which may have been charged",
-                    mend="ask again if the charge of one more query is acceptable",
-                )
-            asked = enclave
             return Request(
                 method=b"POST",
                 target=f"/v2/models/{enclave.model.manifest.name}/infer".encode("ascii"),
@@ -262,12 +291,9 @@ class AsyncClient:
             )
 
         limit = DEFAULT_LIMITS.max_body_bytes
-        try:
-            enclave, response, answer = await self._exchange(make, limit, hold_s)
-        except ConnectionLostError:
-            if asked is None or self._channel.closed:
-                raise
-            enclave, response, answer = await self._exchange(make, limit, hold_s)
+        enclave, response, answer = await once_or_again(
+            self._channel, make, lambda make: self._exchange(make, limit, hold_s)
+        )
         receipt = await receipt_of(response.header(_RECEIPT), enclave, self._channel)
         keep_or_warn(self._store, receipt)  # whatever it says: it is the consumer's proof of it
         check_price(receipt.receipt, items_in(batch_of(enclave.model.manifest), shapes))
@@ -383,17 +409,6 @@ def check_api_key(api_key: str) -> str:
             mend="give what is in the custodian's `consumer.key`",
         )
     return api_key
-
-
-def check_reason(reason: str) -> str:
-    """Return *reason* if it can stand in a header; raises ConfigurationError."""
-    if len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
-        raise ConfigurationError(
-            "the reason is too long, or more than one line",
-            expected=f"at most {MAX_REASON_CHARACTERS} printable characters",
-            came=f"{len(reason)} characters",
-        )
-    return reason
 
 
 def _type_of(body: EncodedBody) -> list[tuple[str, str]]:

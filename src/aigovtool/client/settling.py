@@ -39,6 +39,7 @@ from aigovtool.wire.receipt import to_header
 MAX_ANSWER_BYTES = 64 << 20  # of JSON, which is held whole: the embeddings of 2,048 texts fit
 MAX_BUDGET_BYTES = 64 << 10
 
+_OK = 200
 _RECEIPT = RECEIPT.lower().encode()
 _REFUND = REFUND.lower().encode()
 
@@ -129,18 +130,19 @@ class Settler:
         return await header_receipts(
             enclave,
             response,
-            owed=response.status == 200,
+            owed=response.status == _OK,
             channel=self._channel,
             store=self._store,
         )
 
     async def settle(
         self,
+        response: Response,
         charged: Charged | None,
         first: VerifiedReceipt,
         enclave: VerifiedEnclave,
         authorization: Headers,
-    ) -> Settled:
+    ) -> Settled | None:
         """
         Check what an answer was charged, and keep its receipts, whatever they say.
 
@@ -150,11 +152,16 @@ class Settler:
             enclave: that answered.
             authorization: by which the price can be asked for again.
 
+        Returns:
+            None for an error answer that says no more than its header.
+
         Raises:
             VerificationError: receipts are missing, forged, of no chain, or of another price.
             MalformedError: one is not a receipt.
         """
         if charged is None or charged.aigovtool is None:
+            if response.status != _OK:
+                return None
             raise VerificationError(
                 "the answer ended without the receipts of what it was charged",
                 code="receipt.missing",
@@ -200,7 +207,7 @@ class Settler:
 
         async with self._channel.exchange(make) as (_, response):
             body = await response.read(max_bytes=MAX_BUDGET_BYTES)
-        price = decode(body, BudgetView).token_price if response.status == 200 else None
+        price = decode(body, BudgetView).token_price if response.status == _OK else None
         if price is None or price.input < 1 or price.output < 1:
             raise VerificationError(
                 "what the answer should have cost cannot be told",
