@@ -38,7 +38,8 @@ class Utterance:
                 with model.counting:
                     model.produced += 1
                 last = number + 1 == self._prompt.max_output
-                self._tell(Piece(chunk(WORDS[number % len(WORDS)], last=last), number + 1))
+                word = WORDS[number % len(WORDS)]
+                self._tell(Piece(chunk(word, kind=self._prompt.kind, last=last), number + 1))
         finally:
             with model.counting:
                 model.running -= 1
@@ -113,7 +114,7 @@ class Gate:
         self._turns.release()
 
 
-def chunk(text: str, *, last: bool = False) -> dict[str, Any]:
-    """Return a chunk of a chat as llama.cpp gives it."""
-    finish = "length" if last else None
-    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+def chunk(text: str, *, kind: Kind = "chat", last: bool = False) -> dict[str, Any]:
+    """Return a chunk as llama.cpp gives it."""
+    said = {"delta": {"content": text}} if kind == "chat" else {"text": text}
+    return {"choices": [{"index": 0, "finish_reason": "length" if last else None, **said}]}
