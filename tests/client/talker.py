@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-from aigovtool.client import openai_errors
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.errors import (
     AIGovToolError,
@@ -41,6 +40,7 @@ from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import encode
 from aigovtool.wire.enrolment import TokenPrice
 from aigovtool.wire.headers import BUDGET_PATH, RECEIPT, REMAINING, WAITING_PATH
+from aigovtool.wire.openai.errors import encode_error
 from aigovtool.wire.problem import headers_of
 from tests.channel.stand_in import API_KEY, Asked, Platform, Session, StandIn, World, answer
 
@@ -207,7 +207,7 @@ class Talker(StandIn):
         receipts += self._output()
         bill = {"aigovtool": self.bill(receipts)}
         if self.cut is not None:
-            told = msgspec.json.decode(openai_errors.encode_error(self.cut)[1])
+            told = msgspec.json.decode(encode_error(self.cut)[1])
             yield data(self.spoil(told | {"usage": self.usage()} | bill))
             return
         end = piece(None if chat else "", "stop")
@@ -259,7 +259,7 @@ def chunk(piece: bytes) -> bytes:
 
 
 def refused(error: AIGovToolError) -> bytes:
-    status, body = openai_errors.encode_error(error)
+    status, body = encode_error(error)
     return answer(body, status, {"Content-Type": "application/json", **headers_of(error)})
 
 

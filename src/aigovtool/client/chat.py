@@ -23,7 +23,6 @@ import msgspec
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client import openai_errors
 from aigovtool.client.events import DONE, Event
 from aigovtool.client.patience import OnDecided, OnWait, patiently, prefer_wait, reason_header
 from aigovtool.client.receipts import VerifiedReceipt
@@ -32,6 +31,7 @@ from aigovtool.client.settling import Settled, Settler, StreamedAnswer, is_strea
 from aigovtool.client.token_pricing import bill_in
 from aigovtool.errors import AIGovToolError, MalformedError, UnavailableError
 from aigovtool.wire.budget import WaitingView
+from aigovtool.wire.openai.errors import error_of
 
 _TARGET = b"/v1/chat/completions"
 _OK = 200
@@ -341,7 +341,7 @@ class ChatStream:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             raise MalformedError("an event of the answer is not a chunk of a chat") from None
         if chunk.error is not None:  # told at the end, when what it cost is known
-            self._error = openai_errors.error_of(_OK, data)
+            self._error = error_of(_OK, data)
         text = "".join(part.delta.content or "" for part in chunk.choices)
         for part in chunk.choices:
             self.finish_reason = part.finish_reason or self.finish_reason
@@ -364,7 +364,7 @@ async def in_time(limit_s: float) -> AsyncIterator[None]:
 def error_in(response: Response, body: bytes) -> AIGovToolError:
     """Return the error that an answer says."""
     retry_after = response.header(b"retry-after") or b""
-    return openai_errors.error_of(
+    return error_of(
         response.status,
         body,
         retry_after_s=int(retry_after[:9]) if retry_after.isdigit() else None,

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from aigovtool.errors import TooLargeError
 
 MAX_EVENT_BYTES = 4 << 20  # the last of a long answer holds a receipt for each of its leases
-CONTENT_TYPE = "text/event-stream"
 DONE = b"[DONE]"  # the data of OpenAI's last event
 
 # a line ends in CRLF, LF or CR, and CRLF is never taken for two

@@ -33,7 +33,6 @@ from aigovtool.channel.address import Address
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client import openai_errors
 from aigovtool.client.events import event_of
 from aigovtool.client.pricing import PassingQuery, is_query
 from aigovtool.client.receipt_store import ReceiptStore
@@ -54,14 +53,14 @@ from aigovtool.errors import (
     UnavailableError,
 )
 from aigovtool.wire.codec import encode
+from aigovtool.wire.openai.answers import JSON_TYPE
+from aigovtool.wire.openai.errors import encode_error
 from aigovtool.wire.problem import CONTENT_TYPE, Problem, headers_of, problem_of
 
 SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a wait for credits
 SHUTDOWN_TIMEOUT_S = 5
 DEFAULT_PORT = 8080
 GRPC_PORT = 8001
-
-JSON = "application/json"
 
 _OK = 200
 _PATHS = ("/v1", "/v2")
@@ -321,13 +320,13 @@ class _Exchange:
         left cut off.
         """
         if self._streams:
-            await self._give(event_of(openai_errors.encode_error(error)[1]))
+            await self._give(event_of(encode_error(error)[1]))
             await self._end()
         if self._started:
             return
         kind, body = CONTENT_TYPE, encode(problem)
         if self._openai:
-            kind, body = JSON, openai_errors.encode_error(error)[1]
+            kind, body = JSON_TYPE, encode_error(error)[1]
         headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers_of(error)
         await self._start(
             problem.status, [(name.encode(), value.encode()) for name, value in headers.items()]

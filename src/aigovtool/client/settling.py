@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
-from aigovtool.client.events import CONTENT_TYPE, DONE, Event, EventReader
+from aigovtool.client.events import DONE, Event, EventReader
 from aigovtool.client.receipt_store import ReceiptStore, keep_or_warn
 from aigovtool.client.receipts import VerifiedReceipt, check_order, receipt_of
 from aigovtool.client.token_pricing import (
@@ -34,6 +34,7 @@ from aigovtool.wire.budget import BudgetView
 from aigovtool.wire.codec import decode
 from aigovtool.wire.enrolment import TokenPrice
 from aigovtool.wire.headers import BUDGET_PATH, RECEIPT, REFUND
+from aigovtool.wire.openai.answers import STREAM_TYPE
 from aigovtool.wire.receipt import to_header
 
 MAX_ANSWER_BYTES = 64 << 20  # of JSON, which is held whole: the embeddings of 2,048 texts fit
@@ -250,7 +251,7 @@ async def header_receipts(
 def is_stream(response: Response) -> bool:
     """Say whether an answer comes as server-sent events."""
     kind = response.header(b"content-type") or b""
-    return kind.partition(b";")[0].strip().lower() == CONTENT_TYPE.encode()
+    return kind.partition(b";")[0].strip().lower() == STREAM_TYPE.encode()
 
 
 async def whole_answer(response: Response) -> bytes:
