@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from aigovtool.clock import SystemClock
+from aigovtool.enclave.delivery import Delivery
 from aigovtool.enclave.flights import Cut, FlightCutError, Flights
-from aigovtool.enclave.generation import Generation
 from aigovtool.enclave.refunds import Fate
 from aigovtool.enclave.renewal import Renewal
 from aigovtool.enclave.runtime.base import Prompt
@@ -63,7 +63,7 @@ class Scene:
         return tab
 
     async def say(self, tab: Tab, max_output: int) -> AsyncIterator[str]:
-        generation = Generation(tab, price=PRICE, till=self.till, renewal=self.renewal, clock=CLOCK)
+        generation = Delivery(tab, price=PRICE, till=self.till, renewal=self.renewal, clock=CLOCK)
         fate = Fate.CUT
         try:
             pieces = generation.pieces(
