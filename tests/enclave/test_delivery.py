@@ -233,7 +233,7 @@ async def test_however_many_race_for_a_small_budget_no_more_is_produced_than_it_
     asked = [asyncio.create_task(one()) for _ in range(32)]
     while not all(task.done() for task in asked):
         talk(scene.renewal, scene.ledger, scene.now_s)
-        if scene.ledger.left < INPUT + 8 * PRICE and not len(scene.flights):
+        if scene.ledger.left < INPUT + 8 * PRICE and not scene.till.tabs:
             for task in asked:
                 task.cancel()
         await asyncio.sleep(0.001)
