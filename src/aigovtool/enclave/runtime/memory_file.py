@@ -5,16 +5,19 @@ Rule 1: it has no name in any file system. `path` leads to it in this process on
 Rule 2: once it is sealed nobody maps it for writing, writes to it or changes its size; what was
         mapped before, `view`, still can, so that what is in it can be overwritten.
 Rule 3: its pages exist from the start: a machine without memory is an error here, not a signal
-        when they are first touched.
+        when they are first touched. More than the machine has free is not even tried: the kernel
+        would kill processes, ours or others, before it says no.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
 import weakref
+from pathlib import Path
 
 from aigovtool.errors import UnavailableError
 
@@ -39,6 +42,8 @@ class MemoryFile:
         self._fd = os.memfd_create("aigovtool-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._close = weakref.finalize(self, os.close, self._fd)
         try:
+            if size > _available_bytes():
+                raise OSError(errno.ENOMEM, "more than is free")
             os.posix_fallocate(self._fd, 0, size)
             self._mapping = mmap.mmap(self._fd, size)
         except (OSError, OverflowError):
@@ -73,3 +78,12 @@ class MemoryFile:
         with contextlib.suppress(BufferError):  # somebody still looks at it, and lets go later
             self._mapping.close()
         self._close()
+
+
+def _available_bytes() -> int:
+    """Return what the kernel says can be taken without taking it from anyone (proc(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) << 10
+    raise OSError(errno.ENOSYS, "the kernel does not say how much memory is free")
