@@ -244,7 +244,7 @@ def test_an_answer_streams(enclave: StandIn, proxy: Running) -> None:
         or b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n"
     )
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{proxy.port}\r\n"
+    head = f"POST /v1/events HTTP/1.1\r\nHost: localhost:{proxy.port}\r\n"
     with proxy.send(f"{head}Content-Length: 2\r\n\r\n{{}}".encode()) as wire:
         got = b""
         while b"data: 1" not in got:

@@ -160,6 +160,7 @@ class FakeEnclave:
         by_consumer: dict[ConsumerId, int] | None = None,
         at_least: int = 0,
         at_least_of: dict[ConsumerId, int] | None = None,
+        held: dict[ConsumerId, int] | None = None,
     ) -> Report:
         self.number += 1
         wish = None
@@ -169,6 +170,7 @@ class FakeEnclave:
                 by_consumer=by_consumer or {},
                 at_least=at_least,
                 at_least_of=at_least_of or {},
+                held=held or {},
             )
         return Report(number=self.number, settlements=settlements, want=wish)
 

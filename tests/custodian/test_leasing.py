@@ -39,6 +39,7 @@ from aigovtool.wire.control import (
     Settlement,
 )
 from aigovtool.wire.enrolment import SessionStatement
+from aigovtool.wire.limits import Limits, Rate
 from tests.custodian.ledgers import BEGIN, Bench, FakeEnclave
 
 GRACE_S, LEASE_S = 30.0, 5.0
@@ -355,6 +356,35 @@ def test_a_lease_can_pay_for_the_batch_that_waits(ledger: Bench) -> None:
         granted(ledger.leasing.report(enclave.session, enclave.report((), 51, None, 50))).credits
         == 5
     )
+
+
+def test_what_a_running_query_holds_comes_back_in_the_same_report(ledger: Bench) -> None:
+    """However many share what is left, and although the loan's rate lets nothing more through."""
+    loan = ledger.lend(100, limits=Limits(rate=Rate(credits=80, per_s=86_400))).loan
+    consumer, enclave = ledger.consumer(loan), ledger.enclave(loan)
+    others = [ledger.enclave(loan) for _ in range(3)]
+    lease = granted(ledger.lease(enclave, 80, at_least=80))
+    assert ledger.lease(others[0], 5).lease is None  # the rate of the day is used up
+    for used, held in ((10, 70), (30, 40), (40, 0)):
+        settled = (enclave.settlement(lease.lease, {consumer: used}),)
+        report = enclave.report(settled, held, at_least=held, held={consumer: held})
+        answer = ledger.leasing.report(enclave.session, report)
+        if held:
+            lease = granted(answer)
+            assert lease.credits == held
+    assert numbers(ledger, loan) == (100, 20, 0, 80, 0)
+    assert ledger.lease(others[0], 5).lease is None
+
+
+def test_what_was_not_given_back_is_no_reason_to_pass_a_rate(ledger: Bench) -> None:
+    """An enclave says that it held more than its settlement gives back."""
+    loan = ledger.lend(100, limits=Limits(rate=Rate(credits=50, per_s=86_400))).loan
+    consumer, enclave = ledger.consumer(loan), ledger.enclave(loan)
+    lease = granted(ledger.lease(enclave, 50, at_least=50))
+    settled = (enclave.settlement(lease.lease, {consumer: 49}),)
+    report = enclave.report(settled, 50, at_least=50, held={consumer: 50})
+    assert ledger.leasing.report(enclave.session, report).lease is None
+    assert numbers(ledger, loan) == (100, 51, 0, 49, 0)
 
 
 def test_a_look_at_what_is_left_leases_nothing(ledger: Bench) -> None:

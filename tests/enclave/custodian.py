@@ -58,6 +58,7 @@ from aigovtool.wire.enrolment import (
     Secrets,
     SessionStatement,
     Terms,
+    TokenPrice,
 )
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
 from aigovtool.wire.limits import NO_LIMITS, Limits
@@ -127,6 +128,7 @@ class FakeCustodian:
         self.spent = 0
         self.state, self.state_reason = "active", ""
         self.lease_duration_s = 5.0
+        self.tokens = TokenPrice()
         self.wipe_after_s = 3600.0
         self.max_lease = 1000
         self.least_lease = 0
@@ -473,7 +475,10 @@ class FakeCustodian:
 
     def _terms(self) -> Terms:
         return Terms(
-            lease_duration_s=self.lease_duration_s, wipe_after_s=self.wipe_after_s, expires=None
+            lease_duration_s=self.lease_duration_s,
+            wipe_after_s=self.wipe_after_s,
+            expires=None,
+            tokens=self.tokens,
         )
 
     def _roster(self) -> tuple[RosterEntry, ...]:

@@ -48,7 +48,7 @@ def test_a_clock_that_jumps_back_revives_no_expired_lease() -> None:
     assert meter.charge(ALICE, 1, 16.0) is Refusal.NO_LEASE
     assert meter.charge(ALICE, 1, 11.0) is Refusal.NO_LEASE
     assert meter.usable(ALICE, 11.0) == 0
-    assert [use.used for use in meter.close_expired(11.0)] == [0]
+    assert [meter.close(lease).used for lease in meter.over_at(11.0)] == [0]
 
 
 def test_the_lease_that_expires_first_pays() -> None:
@@ -174,7 +174,7 @@ class MeterMachine(RuleBasedStateMachine):
 
     @rule()
     def close_expired(self) -> None:
-        for use in self.meter.close_expired(self.now_s):
+        for use in map(self.meter.close, self.meter.over_at(self.now_s)):
             assert use.used == self.charged.get(use.lease, 0) == sum(use.by_consumer.values())
             self.closed.add(use.lease)
 

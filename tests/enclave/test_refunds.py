@@ -114,7 +114,7 @@ def test_an_expired_lease_takes_a_charge_back_and_serves_nobody_with_it() -> Non
     assert not isinstance(till.pay(ALICE, 1, 6.0), Paid)
     assert till.refund(paid, "model-error")
     assert not isinstance(till.pay(ALICE, 1, 6.0), Paid)
-    assert [use.used for use in till.meter.close_expired(6.0)] == [0]
+    assert [use.used for use in till.close_leases(till.meter.over_at(6.0))] == [0]
 
 
 def test_a_consumers_cap_gets_its_part_back() -> None:
@@ -134,15 +134,15 @@ def test_a_lease_of_no_duration_stays_open_until_those_it_served_are_over() -> N
     first, second = paid_for(till, ALICE, 2), paid_for(till, ALICE, 2)
     till.meter.retire(LeaseId("one"))
     assert not isinstance(till.pay(ALICE, 1, 0.0), Paid)
-    assert till.meter.close_expired(1.0) == []
+    assert till.close_leases(till.meter.over_at(1.0)) == []
     till.refund(first, "model-error")
     till.close(first)
     assert not isinstance(till.pay(ALICE, 1, 0.0), Paid)
-    assert till.meter.close_expired(1.0) == []
+    assert till.close_leases(till.meter.over_at(1.0)) == []
     assert till.meter.first_expiry_s() == float("inf")
     till.close(second)
     till.close(second)
-    (use,) = till.meter.close_expired(1.0)
+    (use,) = till.close_leases(till.meter.over_at(1.0))
     assert (use.used, use.unused, use.refunded) == (2, 3, {"model-error": 2})
 
 
@@ -228,7 +228,8 @@ class TillMachine(RuleBasedStateMachine):
     @rule(all_of_them=st.booleans())
     def settle(self, all_of_them: bool) -> None:
         meter = self.till.meter
-        uses = meter.close_all() if all_of_them else meter.close_expired(self.now_s)
+        over = meter.opened() if all_of_them else meter.over_at(self.now_s)
+        uses = self.till.close_leases(over)
         self.settlements.add(uses)
         for signed in self.settlements.due(self.now_s):
             one = open_signed(signed, Settlement, public_key=KEY.public_key, label=Label.SETTLEMENT)

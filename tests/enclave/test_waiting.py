@@ -31,7 +31,8 @@ class Purse:
         self.credits = credits
         self.served: list[ConsumerId] = []
 
-    def __call__(self, consumer: ConsumerId, cost: int) -> Paid | Refusal:
+    def __call__(self, one: Waiter) -> Paid | Refusal:
+        consumer, cost = one.consumer, one.cost
         if cost > self.credits:
             return Refusal.USED_UP
         before, self.credits = self.credits, self.credits - cost

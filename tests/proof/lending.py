@@ -113,7 +113,7 @@ class Enclave:
     def close(self, lease: LeaseId | None = None) -> None:
         """Close one lease or all, to be settled with the next report."""
         meter = self.till.meter
-        self.settlements.add(meter.close_all() if lease is None else [meter.close(lease)])
+        self.settlements.add(map(meter.close, meter.opened() if lease is None else [lease]))
 
     def stop(self) -> None:
         receipts = self.till.receipts

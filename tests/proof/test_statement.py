@@ -620,6 +620,7 @@ def test_a_receipt_that_is_not_counted_is_named(lent: Lending) -> None:
     mine = [enclave.serve(), enclave.serve()]
     enclave.till.meter._live[0].used[lent.consumer] = 1  # type: ignore[attr-defined]
     enclave.till.meter._live[0].left += 1  # type: ignore[attr-defined]
+    enclave.till.meter._live[0].booked -= 1  # type: ignore[attr-defined]
     enclave.close()
     enclave.report()
     verified = lent.verify(lent.statement(), receipts=lent.checked(mine, session))
@@ -635,6 +636,7 @@ def test_a_charge_without_a_receipt_is_named_when_nothing_of_mine_is_missing(
     mine = [enclave.serve()]
     enclave.till.meter._live[0].used[lent.consumer] = 3  # type: ignore[attr-defined]
     enclave.till.meter._live[0].left -= 2  # type: ignore[attr-defined]
+    enclave.till.meter._live[0].booked += 2  # type: ignore[attr-defined]
     enclave.close()
     enclave.report(want=10)
     mine.append(enclave.serve())

@@ -155,7 +155,7 @@ def test_no_foreign_exception_leaves_the_parser(
         (("name",), ""),
         (("name",), "x" * 129),
         (("version",), "1/2"),
-        (("format",), "pickle"),
+        (("format",), "../pickle"),
         (("files",), []),
         (("files", 0, "size"), 0),
         (("files", 0, "size"), -1),

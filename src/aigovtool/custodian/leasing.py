@@ -80,6 +80,7 @@ class _Wish:
     capped: Mapping[ConsumerId, int]
     at_least: int
     at_least_of: Mapping[ConsumerId, int]
+    held: Mapping[ConsumerId, int]
 
     @property
     def uncapped(self) -> int:
@@ -256,6 +257,8 @@ class Leasing:
             lives = session.state is SessionState.LIVE and is_active(loan, entry.now)
             has_room = open_leases < MAX_OPEN_LEASES and not self._suspended
             if lives and has_room and allowed is not None:
+                # what running queries held until this very report was counted in the rates before
+                books.counted(wish.held, at_most=books.account.left - loan.account.left)
                 row = _lease(
                     entry,
                     session,
@@ -414,7 +417,7 @@ def _read_want(want: Want, books: Books, now: datetime) -> _Wish:
     Raises:
         MalformedError: a negative wish.
     """
-    least = [want.at_least, *want.at_least_of.values()]
+    least = [want.at_least, *want.at_least_of.values(), *want.held.values()]
     if min(want.credits, *least, *want.by_consumer.values()) < 0:
         raise MalformedError("a wish for less than nothing", code="report.want")
     capped: dict[ConsumerId, int] = {}
@@ -426,4 +429,10 @@ def _read_want(want: Want, books: Books, now: datetime) -> _Wish:
         elif consumer.capped:
             capped[consumer_id] = credits
     total = max(want.credits - refused, sum(capped.values()))
-    return _Wish(credits=total, capped=capped, at_least=want.at_least, at_least_of=want.at_least_of)
+    return _Wish(
+        credits=total,
+        capped=capped,
+        at_least=want.at_least,
+        at_least_of=want.at_least_of,
+        held=want.held,
+    )

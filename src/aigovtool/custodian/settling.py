@@ -12,7 +12,7 @@ What a settlement says, checked in two steps: alone, and against the ledger.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -114,6 +114,7 @@ class Books:
         self._turned = False  # a period of some consumer
         self.account: Account = loan.account
         self.rate_full_at = loan.rate_full_at
+        self._counted: dict[ConsumerId, int] = {}
 
     def consumer(self, consumer: ConsumerId) -> Consumer:
         """
@@ -177,14 +178,25 @@ class Books:
             consumer, account=account, used=consumer.used + used
         )
 
+    def counted(self, credits: Mapping[ConsumerId, int], *, at_most: int) -> None:
+        """
+        So many of the credits that are leased next were counted in the rates before, by consumer.
+
+        Args:
+            at_most: all of them together; past it nothing is taken as counted.
+        """
+        self._counted = dict(credits) if sum(credits.values()) <= at_most else {}
+
     def rate_room(self, price: int) -> int:
         """Return how many credits the loan's rate lets through now; 0 when not even *price*."""
-        return _room(self._loan.terms.limits.rate, self.rate_full_at, self._entry.now, price)
+        rate, counted = self._loan.terms.limits.rate, sum(self._counted.values())
+        return counted + _room(rate, self.rate_full_at, self._entry.now, price - counted)
 
     def rate_room_of(self, consumer_id: ConsumerId, price: int) -> int:
         """Return the same for the rate of a consumer."""
-        consumer = self.consumer(consumer_id)
-        return _room(consumer.limits.rate, consumer.rate_full_at, self._entry.now, price)
+        consumer, counted = self.consumer(consumer_id), self._counted.get(consumer_id, 0)
+        rate = consumer.limits.rate
+        return counted + _room(rate, consumer.rate_full_at, self._entry.now, price - counted)
 
     def rate_wait_s(self, price: int) -> float:
         """Return how long it takes until the loan's rate lets *price* through."""
@@ -203,7 +215,10 @@ class Books:
         """Set a lease's credits aside, here, in the rates and in what its caps reserve."""
         self.account = budget.lease(self.account, row.credits)
         self.rate_full_at = rates.taken(
-            self._loan.terms.limits.rate, self.rate_full_at, self._entry.now, row.credits
+            self._loan.terms.limits.rate,
+            self.rate_full_at,
+            self._entry.now,
+            max(0, row.credits - sum(self._counted.values())),
         )
         for consumer_id, cap in row.caps.items():
             consumer = self.consumer(consumer_id)
@@ -212,7 +227,10 @@ class Books:
             self._consumers[consumer_id] = dataclasses.replace(
                 self._consumers[consumer_id],
                 rate_full_at=rates.taken(
-                    consumer.limits.rate, consumer.rate_full_at, self._entry.now, cap
+                    consumer.limits.rate,
+                    consumer.rate_full_at,
+                    self._entry.now,
+                    max(0, cap - self._counted.get(consumer_id, 0)),
                 ),
             )
         self._entry.tx.insert_lease(row)

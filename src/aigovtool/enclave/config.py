@@ -31,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_tensors: inputs or outputs named in a query.
         body_time_s: for a query's body to arrive.
         query_time_s: for its computation.
+        generation_time_s: for the answer of a language model, from its first token to its last.
         max_queue: queries that are being computed or wait for a compute thread; one consumer gets
             three quarters of it.
         max_waiting: queries that wait for credits.
@@ -53,6 +54,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_tensors: int = 64
     body_time_s: float = 60.0
     query_time_s: float = 120.0
+    generation_time_s: float = 1800.0
     max_queue: int = 1024
     max_waiting: int = 4096
     max_waiting_each: int = 2048

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from aigovtool.clock import Clock
 from aigovtool.enclave.control import Ending
 from aigovtool.enclave.lifecycle import Lifecycle, State
-from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.runtime.base import LanguageModel, Model, TensorModel
 from aigovtool.enclave.session import Session
-from aigovtool.errors import LoanNotActiveError, UnavailableError
+from aigovtool.errors import LoanNotActiveError, NotFoundError, UnavailableError
 from aigovtool.ids import LoanId
 from aigovtool.telemetry.logs import event
 
@@ -48,7 +48,7 @@ class Enclave:
 
     # --- for the API ----------------------------------------------------------------------------
 
-    def serving(self) -> tuple[Session, TensorModel]:
+    def serving(self) -> tuple[Session, Model]:
         """
         Return session and model, if queries are admitted.
 
@@ -60,6 +60,28 @@ class Enclave:
         if session is not None and session.model is not None and self.life.admits:
             return session, session.model
         raise self.not_serving()
+
+    def serving_tensors(self) -> tuple[Session, TensorModel]:
+        """As `serving`; raises NotFoundError when the model that is lent takes text."""
+        session, model = self.serving()
+        if model.takes == "tensors":
+            return session, model
+        raise NotFoundError(
+            "the model that is lent here is a language model",
+            code="model.takes_text",
+            mend="ask it by POST /v1/chat/completions or /v1/completions",
+        )
+
+    def serving_text(self) -> tuple[Session, LanguageModel]:
+        """As `serving`; raises NotFoundError when the model that is lent takes tensors."""
+        session, model = self.serving()
+        if model.takes == "text":
+            return session, model
+        raise NotFoundError(
+            "the model that is lent here takes tensors and is no language model",
+            code="model.takes_tensors",
+            mend="ask it by POST /v2/models/NAME/infer",
+        )
 
     def not_serving(self) -> UnavailableError:
         """Say why no query is admitted."""
@@ -87,7 +109,7 @@ class Enclave:
         self.life.move(State.LOADING, "loading the model")
         self.session = session
 
-    def loaded(self, session: Session, model: TensorModel) -> None:
+    def loaded(self, session: Session, model: Model) -> None:
         """The model is loaded: serve, once the custodian has said for whom."""
         session.model = model
         self.serve()

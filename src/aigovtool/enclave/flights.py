@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
+from typing import Any, Generic, Protocol, TypeVar
 
 from aigovtool.enclave.runtime.base import Run
 from aigovtool.errors import AIGovToolError, UnavailableError
@@ -27,12 +28,22 @@ FULL_RETRY_AFTER_S = 1.0
 CONSUMER_SHARE = 0.75  # of what all consumers have together, that one of them can take
 
 Outputs = dict[str, Array]
+T = TypeVar("T")
+
+
+class Ending(Protocol):
+    """A computation that can be told to end."""
+
+    def terminate(self) -> None:
+        """Let it end as soon as it can; harmless before and after it."""
+        ...
 
 
 class Cut(Enum):
     """Why a flight was ended from outside."""
 
     OUT_OF_TIME = "out of time"
+    LAPSED = "no lease pays for more of it"
     STOPPED = "stopped"
     CLIENT_GONE = "client gone"
 
@@ -53,17 +64,32 @@ class FlightCutError(Exception):
         self.begun = begun
 
 
-class Flight:
-    """One query in flight, made by `Flights.launch`."""
+class Flight(Generic[T]):
+    """One query in flight, made by `Flights.launch` or `Flights.fly`."""
 
-    __slots__ = ("_answer", "_job", "consumer", "cut", "run")
+    __slots__ = ("_answer", "_job", "_told", "consumer", "cut", "run")
 
-    def __init__(self, consumer: ConsumerId, run: Run, job: Future[Outputs]) -> None:
+    def __init__(self, consumer: ConsumerId, run: Ending, job: Future[T]) -> None:
         self.consumer = consumer
         self.run = run
         self.cut: FlightCutError | None = None
         self._job = job
         self._answer = asyncio.wrap_future(job)
+        self._told: Callable[[], object] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has landed, or was cut."""
+        return self._answer.done()
+
+    def when_over(self, call: Callable[[], object]) -> None:
+        """
+        Call *call* on the event loop once it has landed, and when it is cut.
+
+        What was computed is then still to be given on, so that it can be cut after it has landed.
+        """
+        self._told = call
+        self._answer.add_done_callback(lambda _: call())
 
     def end(self, cut: Cut, error: AIGovToolError, *, only_if_waiting: bool = False) -> None:
         """
@@ -72,7 +98,12 @@ class Flight:
         Args:
             only_if_waiting: let it go on when its computation has begun.
         """
-        if self.cut is not None or self._answer.done():
+        if self.cut is not None:
+            return
+        if self._answer.done():
+            if self._told is not None:
+                self.cut = FlightCutError(cut, error, begun=True)
+                self._told()
             return
         begun = not self._job.cancel()
         if begun and only_if_waiting:
@@ -81,7 +112,7 @@ class Flight:
         self.run.terminate()
         self._answer.cancel()
 
-    async def landed(self) -> Outputs:
+    async def landed(self) -> T:
         """Return its outputs; raises FlightCutError, or what the runtime raised."""
         try:
             return await self._answer
@@ -111,8 +142,8 @@ class Flights:
         self._each = math.ceil(limit * CONSUMER_SHARE)
         self._time_s = time_s
         self.times = times
-        self._flights: dict[Flight, None] = {}
-        self._jobs: set[Future[Outputs]] = set()
+        self._flights: dict[Flight[Any], None] = {}
+        self._jobs: set[Future[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -130,23 +161,35 @@ class Flights:
                 retry_after_s=FULL_RETRY_AFTER_S,
             )
 
-    @contextlib.contextmanager
     def launch(
         self,
         consumer: ConsumerId,
         run: Run,
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
-    ) -> Iterator[Flight]:
+    ) -> contextlib.AbstractContextManager[Flight[Outputs]]:
         """Compute on a thread of the pool, for the length of the block."""
         job = self._pool.submit(run.execute, inputs, outputs)
+        return self.fly(consumer, run, job, time_s=self._time_s)
+
+    @contextlib.contextmanager
+    def fly(
+        self, consumer: ConsumerId, run: Ending, job: Future[T], *, time_s: float
+    ) -> Iterator[Flight[T]]:
+        """
+        Have a computation in flight for the length of the block.
+
+        Args:
+            job: its thread's.
+            time_s: after so long it is ended.
+        """
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         flight = Flight(consumer, run, job)
         self._flights[flight] = None
         loop = asyncio.get_running_loop()
         begin_s = loop.time()
-        timer = loop.call_later(self._time_s, self._out_of_time, flight)
+        timer = loop.call_later(time_s, _out_of_time, flight, time_s)
         try:
             yield flight
         finally:
@@ -177,18 +220,19 @@ class Flights:
         while jobs := tuple(self._jobs):
             over = asyncio.Event()
 
-            def done(_: Future[Outputs], over: asyncio.Event = over) -> None:
+            def done(_: Future[Any], over: asyncio.Event = over) -> None:
                 loop.call_soon_threadsafe(over.set)
 
             jobs[0].add_done_callback(done)
             await over.wait()
 
-    def _out_of_time(self, flight: Flight) -> None:
-        flight.end(
-            Cut.OUT_OF_TIME,
-            UnavailableError(
-                f"not computed within {self._time_s:g} s",
-                code="query.time",
-                mend="ask the operator of the enclave for a longer limit",
-            ),
-        )
+
+def _out_of_time(flight: Flight[Any], time_s: float) -> None:
+    flight.end(
+        Cut.OUT_OF_TIME,
+        UnavailableError(
+            f"not computed within {time_s:g} s",
+            code="query.time",
+            mend="ask the operator of the enclave for a longer limit",
+        ),
+    )

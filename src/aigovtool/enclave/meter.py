@@ -11,6 +11,11 @@ Rule 4: a consumer with a budget or a rate of its own uses only what a lease cap
 Rule 5: a closed lease is gone: its use, as `close` gives it, is final.
 Rule 6: a lease of duration 0 serves those for whom it was opened, then nobody; it stays open until
         they are over, since they could have no refund otherwise.
+Rule 7: of a query that goes on, the worst case is *held* in one lease: nobody else can use it. What
+        is drawn from the hold is used; it is drawn only while its lease lives. When that is closed
+        the hold has no lease, and nothing is drawn, until another one takes it in whole.
+Rule 8: balances count what was booked: charges at once, what was drawn when `book` says so. So the
+        receipts of a lease follow each other without a gap, whatever is held meanwhile.
 
 Pure: time is an argument, in seconds. `charge` is on the path of every query: a loop over one or
 two leases, two dictionary updates and one small object.
@@ -45,6 +50,22 @@ class Charge:
     after: int
 
 
+class Hold:
+    """
+    Credits set apart for one query that goes on (Rule 7).
+
+    `left` may still be drawn, `drawn` was and is not booked; `lease` holds it, None for no lease.
+    """
+
+    __slots__ = ("consumer", "drawn", "lease", "left")
+
+    def __init__(self, consumer: ConsumerId, lease: LeaseId, left: int) -> None:
+        self.consumer = consumer
+        self.lease: LeaseId | None = lease
+        self.left = left
+        self.drawn = 0
+
+
 class Refusal(Enum):
     """Why no lease pays."""
 
@@ -74,14 +95,19 @@ class Use:
 
 
 class _Live:
-    """A live lease. `caps` is what is left of each cap, `flying` how many charges are not over."""
+    """
+    A live lease. `left` may be charged or held, `booked` is what its receipts charge together,
+    `caps` what is left of each cap, `flying` how many charges are not over.
+    """
 
     __slots__ = (
+        "booked",
         "caps",
         "credits",
         "ends_s",
         "expires_s",
         "flying",
+        "holds",
         "lease",
         "left",
         "opened_s",
@@ -93,7 +119,9 @@ class _Live:
     def __init__(self, lease: Lease, opened_s: float, expires_s: float) -> None:
         self.lease = lease.lease
         self.credits = self.left = lease.credits
+        self.booked = 0
         self.caps = dict(lease.caps)
+        self.holds: dict[Hold, None] = {}
         self.ends_s = {who: opened_s + after_s for who, after_s in lease.ends_s.items()}
         self.opened_s = opened_s
         self.expires_s = expires_s
@@ -116,6 +144,26 @@ class _Live:
 
     def may_close(self, now_s: float) -> bool:
         return self.has_expired(now_s) and not (self.stays and self.flying)
+
+    @property
+    def half_time_s(self) -> float:
+        return (self.opened_s + self.expires_s) / 2
+
+    @property
+    def rolls(self) -> bool:
+        """Whether what it holds must find another lease before it ends."""
+        return not self.stays and any(hold.left for hold in self.holds)
+
+    def book(self, cost: int) -> Charge:
+        before = self.credits - self.booked
+        self.booked += cost
+        return Charge(self.lease, cost, before, before - cost)
+
+    def use(self, consumer: ConsumerId, credits: int) -> None:
+        if used := self.used.get(consumer, 0) + credits:
+            self.used[consumer] = used
+        else:
+            del self.used[consumer]
 
 
 class Meter:
@@ -147,6 +195,38 @@ class Meter:
         """
         if cost < 1:
             raise PromiseBrokenError("a query must cost at least one credit", came=str(cost))
+        live = self._take(consumer, cost, now_s)
+        if isinstance(live, Refusal):
+            return live
+        return self._charged(live, consumer, cost)
+
+    def charge_and_hold(
+        self, consumer: ConsumerId, cost: int, held: int, now_s: float
+    ) -> tuple[Charge, Hold] | Refusal:
+        """
+        Take *cost* credits for *consumer* and hold *held* more in the same lease, or say why not; a
+        refusal changes nothing.
+
+        Raises:
+            PromiseBrokenError: one of them is not at least 1.
+        """
+        if min(cost, held) < 1:
+            raise PromiseBrokenError("a query that goes on costs and holds", came=f"{cost}, {held}")
+        live = self._take(consumer, cost + held, now_s)
+        if isinstance(live, Refusal):
+            return live
+        hold = Hold(consumer, live.lease, held)
+        live.holds[hold] = None
+        return self._charged(live, consumer, cost), hold
+
+    def _charged(self, live: _Live, consumer: ConsumerId, cost: int) -> Charge:
+        live.use(consumer, cost)
+        live.flying += 1
+        self.recent[consumer] = self.recent.get(consumer, 0) + cost
+        return live.book(cost)
+
+    def _take(self, consumer: ConsumerId, credits: int, now_s: float) -> _Live | Refusal:
+        """Take credits out of what is left of the first lease that can give them."""
         refusal = Refusal.NO_LEASE
         for live in self._live:
             if live.has_expired(now_s):
@@ -154,8 +234,7 @@ class Meter:
             if live.ends_s and live.is_over_for(consumer, now_s):
                 refusal = Refusal.CAPPED
                 continue
-            before = live.left
-            if before < cost:
+            if live.left < credits:
                 refusal = Refusal.USED_UP if refusal is Refusal.NO_LEASE else refusal
                 continue
             cap = live.caps.get(consumer)
@@ -163,18 +242,89 @@ class Meter:
                 if consumer in self._capped:
                     refusal = Refusal.CAPPED
                     continue
-            elif cap < cost:
+            elif cap < credits:
                 refusal = Refusal.CAPPED
                 continue
             else:
-                live.caps[consumer] = cap - cost
-            after = live.left = before - cost
-            live.used[consumer] = live.used.get(consumer, 0) + cost
-            self.recent[consumer] = self.recent.get(consumer, 0) + cost
-            self.left -= cost
-            live.flying += 1
-            return Charge(live.lease, cost, before, after)
+                live.caps[consumer] = cap - credits
+            live.left -= credits
+            self.left -= credits
+            return live
         return refusal
+
+    def _give_back(self, live: _Live, consumer: ConsumerId, credits: int) -> None:
+        """Undo `_take`."""
+        if consumer in live.caps:
+            live.caps[consumer] += credits
+        live.left += credits
+        self.left += credits
+
+    def draw(self, hold: Hold, credits: int, now_s: float) -> bool:
+        """
+        Use *credits* of a hold; False, and nothing changed, when no live lease holds it (Rule 7).
+
+        Raises:
+            PromiseBrokenError: it never held so much, or less than nothing is drawn.
+        """
+        if not 0 <= credits <= hold.left:
+            raise PromiseBrokenError("more is drawn than was held", came=f"{credits}, {hold.left}")
+        live = None if hold.lease is None else self._find(hold.lease)
+        if live is None or live.is_over_for(hold.consumer, now_s):
+            return False
+        if not live.stays and live.has_expired(now_s):
+            return False
+        hold.left -= credits
+        hold.drawn += credits
+        if credits:
+            live.use(hold.consumer, credits)
+            self.recent[hold.consumer] = self.recent.get(hold.consumer, 0) + credits
+        return True
+
+    def book(self, hold: Hold) -> Charge | None:
+        """Return the charge of what was drawn since the last time; None when that is nothing."""
+        if not hold.drawn:
+            return None
+        live = None if hold.lease is None else self._find(hold.lease)
+        if live is None:
+            raise PromiseBrokenError("something was drawn from a lease that was closed unbooked")
+        drawn, hold.drawn = hold.drawn, 0
+        return live.book(drawn)
+
+    def release(self, hold: Hold) -> None:
+        """Hold nothing more; what was drawn must be booked. Again changes nothing."""
+        if hold.drawn:
+            raise PromiseBrokenError("a hold is released before what was drawn is booked")
+        if hold.lease is not None and (live := self._find(hold.lease)) is not None:
+            del live.holds[hold]
+            self._give_back(live, hold.consumer, hold.left)
+        hold.lease, hold.left = None, 0
+
+    def rehome(self, hold: Hold, now_s: float) -> bool:
+        """Let a live lease take in a hold that has none; False when none can take it whole."""
+        live = self._take(hold.consumer, hold.left, now_s)
+        if isinstance(live, Refusal):
+            return False
+        hold.lease = live.lease
+        live.holds[hold] = None
+        return True
+
+    def held_at_half_time(self, now_s: float) -> LeaseId | None:
+        """Return the first live lease that holds something and has lived half its time."""
+        for live in self._live:
+            if live.rolls and not live.has_expired(now_s) and live.half_time_s <= now_s:
+                return live.lease
+        return None
+
+    def half_time_of_held_s(self) -> float:
+        """Return when `held_at_half_time` may have something, infinity when nothing is held."""
+        return min((live.half_time_s for live in self._live if live.rolls), default=math.inf)
+
+    def expiry_s(self, hold: Hold) -> float:
+        """Return until when *hold* can be drawn from; infinity in a lease of duration 0."""
+        live = None if hold.lease is None else self._find(hold.lease)
+        if live is None:
+            return _EXPIRED
+        return math.inf if live.stays else live.expires_s
 
     def refund(self, charge: Charge, consumer: ConsumerId, kind: RefundClass) -> Charge | None:
         """
@@ -187,20 +337,12 @@ class Meter:
         live = self._find(charge.lease)
         if live is None:
             return None
-        cost, used = charge.cost, live.used.get(consumer, 0)
-        if not 1 <= cost <= used:
-            raise PromiseBrokenError("a refund of what was not charged", came=str(cost))
-        if used == cost:
-            del live.used[consumer]
-        else:
-            live.used[consumer] = used - cost
-        if consumer in live.caps:
-            live.caps[consumer] += cost
-        live.refunded[kind] = live.refunded.get(kind, 0) + cost
-        before = live.left
-        live.left += cost
-        self.left += cost
-        return Charge(live.lease, -cost, before, live.left)
+        if not 1 <= charge.cost <= live.used.get(consumer, 0):
+            raise PromiseBrokenError("a refund of what was not charged", came=str(charge.cost))
+        live.use(consumer, -charge.cost)
+        live.refunded[kind] = live.refunded.get(kind, 0) + charge.cost
+        self._give_back(live, consumer, charge.cost)
+        return live.book(-charge.cost)
 
     def is_open(self, lease: LeaseId) -> bool:
         """Return whether *lease* is not closed, so that its charges can be taken back."""
@@ -251,28 +393,34 @@ class Meter:
 
         Raises:
             ConflictError: no such lease is open.
+            PromiseBrokenError: something that was drawn from it is not booked.
         """
-        for index, live in enumerate(self._live):
-            if live.lease == lease:
-                del self._live[index]
-                self.left -= live.left
-                return Use(
-                    lease=lease,
-                    used=live.credits - live.left,
-                    unused=live.left,
-                    by_consumer=live.used,
-                    refunded=live.refunded,
-                    unused_caps=live.caps,
-                )
-        raise ConflictError(f"the lease {lease} is not open")
+        live = self._find(lease)
+        if live is None:
+            raise ConflictError(f"the lease {lease} is not open")
+        for hold in tuple(live.holds):
+            if hold.drawn:
+                raise PromiseBrokenError("a lease is closed before what was drawn is booked")
+            self._give_back(live, hold.consumer, hold.left)
+            hold.lease = None
+        self._live.remove(live)
+        self.left -= live.left
+        return Use(
+            lease=lease,
+            used=live.booked,
+            unused=live.left,
+            by_consumer=live.used,
+            refunded=live.refunded,
+            unused_caps=live.caps,
+        )
 
-    def close_expired(self, now_s: float) -> list[Use]:
-        """Close every lease whose time is over."""
-        return [self.close(lease) for lease in [x.lease for x in self._live if x.may_close(now_s)]]
+    def over_at(self, now_s: float) -> list[LeaseId]:
+        """Return the open leases whose time is over, and which may be closed."""
+        return [live.lease for live in self._live if live.may_close(now_s)]
 
-    def close_all(self) -> list[Use]:
-        """Close every lease."""
-        return [self.close(lease) for lease in [live.lease for live in self._live]]
+    def opened(self) -> list[LeaseId]:
+        """Return the open leases."""
+        return [live.lease for live in self._live]
 
     def usable(self, consumer: ConsumerId, now_s: float) -> int:
         """Return the credits that *consumer* could be charged from live leases."""
@@ -309,7 +457,7 @@ class Meter:
     def half_time_s(self) -> float:
         """Return when the longest-lived lease has lived half its time, minus infinity without."""
         newest = max(self._live, key=lambda live: live.expires_s, default=None)
-        return _EXPIRED if newest is None else (newest.opened_s + newest.expires_s) / 2
+        return _EXPIRED if newest is None else newest.half_time_s
 
     def take_recent(self) -> dict[ConsumerId, int]:
         """Return what each consumer was charged since the last call, and start again."""

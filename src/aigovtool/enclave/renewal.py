@@ -12,6 +12,9 @@ Rule 3: one report at a time. An unanswered one is sent again with its number, a
         runs from when it was first sent (I2).
 Rule 4: of what the custodian said is used up, nothing more is asked for until something changed;
         a person is asked instead, if somebody waits.
+Rule 5: a query that goes on moves with what is held for it from lease to lease: one that holds
+        something is settled at half its time, and the same report asks for what it held. While the
+        answer is awaited nothing of it is served; without one, or with less, it ends there.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aigovtool.crypto.labels import Label
@@ -28,11 +31,12 @@ from aigovtool.enclave.asking import Asking
 from aigovtool.enclave.decisions import Decisions
 from aigovtool.enclave.demand import Demand
 from aigovtool.enclave.limits import LocalLimits, too_fast
+from aigovtool.enclave.meter import Refusal
 from aigovtool.enclave.refunds import REFUNDS, Fate
 from aigovtool.enclave.roster import expired
 from aigovtool.enclave.settling import Settlements
 from aigovtool.enclave.standing import Standing
-from aigovtool.enclave.till import Paid, Till
+from aigovtool.enclave.till import Paid, Tab, Till
 from aigovtool.enclave.waiting import Waiter, WaitingQueue
 from aigovtool.errors import (
     AIGovToolError,
@@ -41,7 +45,7 @@ from aigovtool.errors import (
     TooLargeError,
     UnavailableError,
 )
-from aigovtool.ids import ConsumerId, LoanId, SessionId
+from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Signed, open_signed
 from aigovtool.wire.control import (
     ANSWER_LIVES_S,
@@ -67,11 +71,18 @@ UNREACHABLE_RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """The report that awaits its answer, and the queries on whose behalf it asked."""
+    """
+    The report that awaits its answer.
+
+    Args:
+        asked: the queries that wait on whose behalf it asks.
+        tabs: of queries that go on, for which it asks too.
+    """
 
     report: Report
     first_sent_at_s: float
     asked: Sequence[Waiter[Paid]]
+    tabs: frozenset[Tab] = frozenset()
 
 
 class Renewal:
@@ -144,11 +155,14 @@ class Renewal:
         patience_s: float,
         reason: str,
         key: str = "",
+        held: int = 0,
     ) -> Paid:
         """
         Wait until a lease pays for a query.
 
         Args:
+            cost: credits, *held* included.
+            held: of these, what is held and not charged; then a `Tab` is returned.
             lease_wait_s: how long to wait for credits that exist.
             patience_s: how long to wait for credits that do not exist yet; 0 to be told at once.
             reason: why the consumer needs more, in its own words.
@@ -161,10 +175,11 @@ class Renewal:
             UnavailableError: the custodian is not reached or does not answer, or too many wait.
             LoanNotActiveError, BlockedError: the loan or consumer was stopped meanwhile.
         """
-        self._settlements.add(self.meter.close_expired(now_s))
+        self._close(self.meter.over_at(now_s))
         waiter: Waiter[Paid] = Waiter(
             consumer=consumer,
             cost=cost,
+            held=held,
             patient=patience_s > 0,
             reason=reason,
             key=key,
@@ -213,11 +228,23 @@ class Renewal:
         kind = REFUNDS[fate]
         refunded = kind is not None and self._till.refund(paid, kind)
         self._till.close(paid)
-        if refunded:
+        if refunded or isinstance(paid, Tab):
             self._serve(now_s)
         if self.meter.first_expiry_s() <= now_s:
             self._wake()  # it was the last one of a lease that waited for it
         return not refunded
+
+    def pay(self, consumer: ConsumerId, cost: int, held: int, now_s: float) -> Paid | Refusal:
+        """Charge *cost* credits of which *held* are only held, or say why no lease can."""
+        if held:
+            return self._till.open_tab(consumer, cost - held, held, now_s)
+        return self._till.pay(consumer, cost, now_s)
+
+    def lapse(self, tab: Tab, now_s: float) -> AIGovToolError | None:
+        """Return why nothing more can be drawn on *tab*; None while it can, or will be able to."""
+        if tab.lapsed is None and now_s >= tab.until_s:
+            tab.lapsed = self._unreachable()
+        return tab.lapsed
 
     async def live_lease(self, now_s: float, *, wait_s: float) -> Signed:
         """Return a statement that names a live lease, or the latest one when none comes in time."""
@@ -236,9 +263,11 @@ class Renewal:
 
     def due(self, now_s: float) -> Report | None:
         """Return the report that must be sent now, if any; it then counts as sent."""
-        self._settlements.add(self.meter.close_expired(now_s))
+        self._close(self.meter.over_at(now_s))
         if self._sent is not None or not self.connected:
             return None
+        if not self._held() and (lease := self.meter.held_at_half_time(now_s)) is not None:
+            self._close([lease])  # Rule 5
         asked = [
             one
             for one in self.queue
@@ -251,7 +280,11 @@ class Renewal:
             return None
         self._number += 1
         report = Report(number=self._number, settlements=settlements, want=want)
-        self._sent = _Sent(report, now_s, asked if want is not None else ())
+        self._sent = (
+            _Sent(report, now_s, ())
+            if want is None
+            else _Sent(report, now_s, asked, frozenset(self._homeless()))
+        )
         return report
 
     def more_due(self, now_s: float) -> list[MoreWanted]:
@@ -264,6 +297,7 @@ class Renewal:
         if self._sent is None and self.connected:
             if self.meter.live(now_s):
                 times.append(max(self.meter.half_time_s(), now_s + LOOK_AGAIN_S))
+            times.append(self.meter.half_time_of_held_s())
             again = [self._ask_again_s, self._settlements.again_s, *self._rated_until_s.values()]
             if any(self._short(waiter) for waiter in self.queue):
                 again.append(self._look_s)
@@ -299,6 +333,9 @@ class Renewal:
         self.connected = False
         self.asking.lost()
         self._release_viewers()
+        for tab in self._till.tabs:
+            if math.isinf(tab.until_s):  # authorised one by one: no time bounds it but this
+                self._let_lapse(tab, self._unreachable())
 
     def answered(self, answer: ReportAnswer, now_s: float) -> None:
         """
@@ -336,7 +373,8 @@ class Renewal:
         if sent.report.want is not None:
             self._rate_heard(answer, now_s)
         self.low_mark = 0 if self.standing.loan_is_used_up else self._demand.low_mark()
-        self._settlements.add(self.meter.close_expired(now_s))  # a lease may come after its time
+        self._close(self.meter.over_at(now_s))  # a lease may come after its time
+        self._rehome(sent, now_s)
         self._serve(now_s)
         for waiter in self.queue:
             self._consider(waiter, now_s)
@@ -391,11 +429,13 @@ class Renewal:
         """The custodian shuts down: give everything back, and serve nothing until it is back."""
         self._suspended = True
         self.give_back()
+        for tab in self._till.tabs:
+            self._let_lapse(tab, self._unreachable())
         self.queue.fail_all(lambda waiter: None if waiter.patient else self._unreachable())
 
     def give_back(self) -> None:
         """Close every lease and settle it."""
-        self._settlements.add(self.meter.close_all())
+        self._close(self.meter.opened())
         self._wake()
 
     async def retire(self, *, wait_s: float) -> None:
@@ -430,9 +470,35 @@ class Renewal:
     def _leasing(self) -> bool:
         return self.connected and not self._suspended and not self._retired
 
+    def _close(self, leases: Iterable[LeaseId]) -> None:
+        self._settlements.add(self._till.close_leases(leases))
+
+    def _homeless(self) -> Iterator[Tab]:
+        return (tab for tab in self._till.tabs if tab.homeless)
+
+    def _held(self) -> dict[ConsumerId, int]:
+        """Return what queries that go on need of another lease, by consumer."""
+        held: dict[ConsumerId, int] = {}
+        for tab in self._homeless():
+            held[tab.consumer] = held.get(tab.consumer, 0) + tab.hold.left
+        return held
+
+    def _rehome(self, sent: _Sent, now_s: float) -> None:
+        """Let queries that go on do so; those for which *sent* asked in vain end (Rule 5)."""
+        for tab in self._homeless():
+            if self._till.rehome(tab, now_s):
+                tab.changed()
+            elif tab in sent.tabs:
+                self._let_lapse(tab, self._used_up())
+
+    def _let_lapse(self, tab: Tab, error: AIGovToolError) -> None:
+        if tab.lapsed is None:
+            tab.lapsed = error
+            tab.changed()
+
     def _open(self, lease: Lease, sent: _Sent, now_s: float) -> None:
         """Open a lease. One of duration 0 serves those that asked for it, in this very step."""
-        if self._suspended or self._retired:  # granted before: straight back
+        if self._suspended or (self._retired and not sent.tabs):  # granted before: straight back
             self.meter.open(lease, sent.first_sent_at_s, expires_s=-math.inf)
             return
         if lease.duration_s > 0:
@@ -442,17 +508,20 @@ class Renewal:
         try:
             if now_s - sent.first_sent_at_s > ANSWER_LIVES_S:
                 return  # authorised too long ago: the custodian counts on this (exposure)
-            self.queue.serve(
-                lambda consumer, cost: self._till.pay(consumer, cost, now_s),
-                only=frozenset(sent.asked),
-            )
+            self._serve(now_s, only=frozenset(sent.asked))
         finally:
             self.meter.retire(lease.lease)
 
-    def _serve(self, now_s: float) -> None:
-        self.queue.serve(lambda consumer, cost: self._till.pay(consumer, cost, now_s))
+    def _serve(self, now_s: float, *, only: Container[Waiter[Paid]] | None = None) -> None:
+        self.queue.serve(lambda one: self.pay(one.consumer, one.cost, one.held, now_s), only=only)
 
     def _want(self, asked: Sequence[Waiter[Paid]], now_s: float) -> Want | None:
+        held = self._held()
+        if held and not self._suspended:
+            return self._want_on(held, asked, now_s)
+        return self._want_new(asked, now_s)
+
+    def _want_new(self, asked: Sequence[Waiter[Paid]], now_s: float) -> Want | None:
         if now_s < self._ask_again_s or not self._leasing:
             return None
         recent = self.meter.recent
@@ -484,6 +553,31 @@ class Renewal:
             by_consumer=by_consumer,
             at_least=max((waiter.cost for waiter in asked), default=0),
             at_least_of=at_least_of,
+        )
+
+    def _want_on(
+        self, held: dict[ConsumerId, int], asked: Sequence[Waiter[Paid]], now_s: float
+    ) -> Want:
+        """Ask for what is held, and for what else is needed meanwhile, in one lease."""
+        in_all = sum(held.values())
+        capped = {who: credits for who, credits in held.items() if self.standing.is_capped(who)}
+        more = None if self._retired else self._want_new(asked, now_s)
+        if more is None:
+            return Want(
+                credits=in_all,
+                by_consumer=capped,
+                at_least=in_all,
+                at_least_of=capped,
+                held=held,
+            )
+        # what cannot be had in whole is not asked for in whole: running queries come first
+        at_least = in_all + more.at_least
+        return Want(
+            credits=in_all + more.credits,
+            by_consumer=_sum(capped, more.by_consumer),
+            at_least=in_all if self.standing.loan_lacks(at_least) else at_least,
+            at_least_of=more.at_least_of | capped,
+            held=held,
         )
 
     def _look(self, now_s: float) -> Want | None:
@@ -583,6 +677,13 @@ class Renewal:
             mend="ask for more with `Prefer: wait=N`, and the custodian will be asked",
         )
 
+    def _used_up(self) -> BudgetExhaustedError:
+        return BudgetExhaustedError(
+            "no more credits came for a query that goes on",
+            retry_after_s=self._spread(EXHAUSTED_RETRY_AFTER_S),
+            mend="ask the custodian whether the budget, or the consumer's own, was changed",
+        )
+
     def _denied(self, decision: MoreDecided) -> MoreDeniedError:
         return MoreDeniedError(
             f"the custodian denied more credits: {decision.reason or 'no reason given'}",
@@ -613,6 +714,10 @@ class Renewal:
             code="custodian.slow",
             retry_after_s=UNREACHABLE_RETRY_AFTER_S,
         )
+
+
+def _sum(one: Mapping[ConsumerId, int], other: Mapping[ConsumerId, int]) -> dict[ConsumerId, int]:
+    return {who: one.get(who, 0) + other.get(who, 0) for who in {**one, **other}}
 
 
 def _release(waiting: list[asyncio.Future[None]]) -> None:

@@ -17,7 +17,7 @@ from aigovtool.enclave.meter import Meter
 from aigovtool.enclave.receipts import Receipts
 from aigovtool.enclave.renewal import Renewal
 from aigovtool.enclave.roster import Roster, blocked
-from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.runtime.base import Model
 from aigovtool.enclave.till import Till
 from aigovtool.enclave.waiting import WaitingQueue
 from aigovtool.errors import AIGovToolError, UnavailableError
@@ -60,7 +60,7 @@ class Session:
         self.verified = enrolment.verified
         self.custodian_key = enrolment.verified.custodian_key
         self.keys = enrolment.keys
-        self.model: TensorModel | None = None
+        self.model: Model | None = None
         self.roster: Roster | None = None  # the custodian says it first in its welcome
         self.over: Callable[[], AIGovToolError] | None = None  # why nothing is computed any more
         self.replaced = asyncio.Event()  # while the loan's model is another one

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.turnstile import Turnstile
@@ -33,7 +33,7 @@ from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.loader import Loader
 from aigovtool.enclave.model_room import ModelRoom, NoRoomError
 from aigovtool.enclave.reattestation import Reattestation
-from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.runtime.base import Model
 from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.tenure import Tenure
@@ -244,13 +244,12 @@ class Supervisor:
             self._keepsake.keep(session.renewal.newest_statement)
             await asyncio.sleep(KEEP_EVERY_S)
 
-    async def _load(self, enrolment: Enrolment) -> TensorModel:
+    async def _load(self, enrolment: Enrolment) -> Model:
         manifest = enrolment.verified.manifest
         try:
             self._room.take(manifest)
             try:
-                model = await self._loader.load(enrolment.verified, enrolment.content_key)
-                return cast("TensorModel", model)  # there is no API of the other kind yet
+                return await self._loader.load(enrolment.verified, enrolment.content_key)
             except BaseException:
                 self._room.give_back(manifest)
                 raise

@@ -18,7 +18,7 @@ from aigovtool.enclave.enclave import Enclave, refusal
 from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.model_room import ModelRoom
-from aigovtool.enclave.runtime.base import TensorModel
+from aigovtool.enclave.runtime.base import Model
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError
 from aigovtool.telemetry.logs import event
@@ -44,7 +44,7 @@ class Tenure:
         self,
         enclave: Enclave,
         session: Session,
-        loading: asyncio.Task[TensorModel],
+        loading: asyncio.Task[Model],
         room: ModelRoom,
     ) -> None:
         self.session = session
@@ -127,14 +127,14 @@ class Tenure:
     def _is_current(self) -> bool:
         return self._enclave.session is self.session
 
-    def _take_model(self) -> TensorModel | None:
+    def _take_model(self) -> Model | None:
         """Take the model from the session, which may never have got what was loaded for it."""
         self.session.model = None
         if self.loading.cancelled() or self.loading.exception() is not None:
             return None
         return self.loading.result()
 
-    async def _close(self, model: TensorModel) -> None:
+    async def _close(self, model: Model) -> None:
         # on a thread: overwriting gigabytes takes a moment, in which others want answers
         await asyncio.to_thread(model.close)
         self._room.give_back(self.session.verified.manifest)

@@ -5,14 +5,18 @@ Rule 1: a refund is a receipt of its own, of negative cost, that names the one i
         chain holds both, and balances go on from it.
 Rule 2: a charge is taken back once, and only while its lease is open. Later it stays charged: the
         settlement that was signed counts it.
+Rule 3: what a query that goes on has drawn gets its receipt when its lease is closed, before that
+        is settled, and when the query is over: one receipt for each lease that paid for it.
 """
 
 from __future__ import annotations
 
-from aigovtool.enclave.meter import Charge, Meter, Refusal
+from collections.abc import Callable, Iterable
+
+from aigovtool.enclave.meter import Charge, Hold, Meter, Refusal, Use
 from aigovtool.enclave.receipts import Receipts
-from aigovtool.errors import PromiseBrokenError
-from aigovtool.ids import ConsumerId
+from aigovtool.errors import AIGovToolError, PromiseBrokenError
+from aigovtool.ids import ConsumerId, LeaseId
 from aigovtool.wire.receipt import Refund, RefundClass
 
 
@@ -37,14 +41,56 @@ class Paid:
         self.over = False
 
 
-class Till:
-    """Takes payment for queries."""
+class Tab(Paid):
+    """
+    A query that goes on: `charge` paid for its input, and the worst case of its output is held.
 
-    __slots__ = ("meter", "receipts")
+    Args:
+        until_s: when the lease expires that holds it, or held it last; infinity for one of
+            duration 0.
+
+    `drawn` are the payloads of the receipts for what was drawn, in order, still to be signed.
+    `changed` is called when it has moved to another lease, or none will take it in.
+    """
+
+    __slots__ = ("changed", "drawn", "hold", "lapsed", "until_s")
+
+    def __init__(
+        self,
+        charge: Charge,
+        consumer: ConsumerId,
+        receipt: bytes,
+        number: int,
+        *,
+        hold: Hold,
+        until_s: float,
+    ) -> None:
+        super().__init__(charge, consumer, receipt, number)
+        self.hold = hold
+        self.until_s = until_s
+        self.lapsed: AIGovToolError | None = None  # why no lease takes it in any more
+        self.drawn: list[bytes] = []
+        self.changed: Callable[[], object] = _nobody_waits
+
+    @property
+    def homeless(self) -> bool:
+        """Whether it is between two leases."""
+        return self.hold.lease is None and self.hold.left > 0 and self.lapsed is None
+
+
+def _nobody_waits() -> None:
+    pass
+
+
+class Till:
+    """Takes payment for queries. `tabs` are those that go on."""
+
+    __slots__ = ("meter", "receipts", "tabs")
 
     def __init__(self, meter: Meter, receipts: Receipts) -> None:
         self.meter = meter
         self.receipts = receipts
+        self.tabs: dict[Tab, None] = {}
 
     def pay(self, consumer: ConsumerId, cost: int, now_s: float) -> Paid | Refusal:
         """Charge *cost* credits and draw up the receipt, or say why no lease pays."""
@@ -53,6 +99,49 @@ class Till:
             return charge
         receipt = self.receipts.draw_up(charge, consumer)
         return Paid(charge, consumer, receipt, self.receipts.count)
+
+    def open_tab(self, consumer: ConsumerId, cost: int, held: int, now_s: float) -> Tab | Refusal:
+        """Charge *cost* credits and hold *held* more, or say why no lease can."""
+        taken = self.meter.charge_and_hold(consumer, cost, held, now_s)
+        if isinstance(taken, Refusal):
+            return taken
+        charge, hold = taken
+        receipt = self.receipts.draw_up(charge, consumer)
+        tab = Tab(
+            charge,
+            consumer,
+            receipt,
+            self.receipts.count,
+            hold=hold,
+            until_s=self.meter.expiry_s(hold),
+        )
+        self.tabs[tab] = None
+        return tab
+
+    def draw(self, tab: Tab, credits: int, now_s: float) -> bool:
+        """Charge *credits* more to a tab; False, and nothing changed, while no lease holds it."""
+        return tab.lapsed is None and self.meter.draw(tab.hold, credits, now_s)
+
+    def rehome(self, tab: Tab, now_s: float) -> bool:
+        """Let a live lease take in a tab that is between two; False when none can."""
+        if not self.meter.rehome(tab.hold, now_s):
+            return False
+        tab.until_s = self.meter.expiry_s(tab.hold)
+        return True
+
+    def _book(self, tab: Tab) -> None:
+        if (charge := self.meter.book(tab.hold)) is not None:
+            tab.drawn.append(self.receipts.draw_up(charge, tab.consumer))
+
+    def close_leases(self, leases: Iterable[LeaseId]) -> list[Use]:
+        """Close leases, each with the receipts for what was drawn from it (Rule 3)."""
+        uses = []
+        for lease in leases:
+            for tab in self.tabs:
+                if tab.hold.lease == lease:
+                    self._book(tab)
+            uses.append(self.meter.close(lease))
+        return uses
 
     def refund(self, paid: Paid, kind: RefundClass) -> bool:
         """
@@ -80,6 +169,11 @@ class Till:
 
     def close(self, paid: Paid) -> None:
         """The query is over, however it ended; again changes nothing."""
-        if not paid.over:
-            paid.over = True
-            self.meter.over(paid.charge)
+        if paid.over:
+            return
+        paid.over = True
+        if isinstance(paid, Tab):
+            self._book(paid)
+            self.meter.release(paid.hold)
+            del self.tabs[paid]
+        self.meter.over(paid.charge)

@@ -45,6 +45,7 @@ class Waiter(Generic[T]):
     Args:
         consumer: who is to pay.
         cost: credits.
+        held: of these, what is not charged but set apart; 0 for a query that is charged whole.
         patient: whether it waits for credits that do not exist yet (``Prefer: wait``).
         reason: why its consumer needs more, in the consumer's words; empty for none.
         key: its Idempotency-Key, by which its consumer knows it; empty for none.
@@ -54,6 +55,7 @@ class Waiter(Generic[T]):
     __slots__ = (
         "consumer",
         "cost",
+        "held",
         "key",
         "looked",
         "paid",
@@ -70,12 +72,14 @@ class Waiter(Generic[T]):
         consumer: ConsumerId,
         cost: int,
         patient: bool,
+        held: int = 0,
         reason: str = "",
         key: str = "",
         since_s: float = 0.0,
     ) -> None:
         self.consumer = consumer
         self.cost = cost
+        self.held = held
         self.patient = patient
         self.reason = reason
         self.key = key
@@ -156,7 +160,7 @@ class WaitingQueue(Generic[T]):
 
     def serve(
         self,
-        pay: Callable[[ConsumerId, int], T | Enum],
+        pay: Callable[[Waiter[T]], T | Enum],
         *,
         only: Container[Waiter[T]] | None = None,
     ) -> None:
@@ -171,7 +175,7 @@ class WaitingQueue(Generic[T]):
             wish = (waiter.consumer, waiter.cost)
             if waiter.paid.done() or wish in poor or (only is not None and waiter not in only):
                 continue
-            paid = pay(*wish)
+            paid = pay(waiter)
             if isinstance(paid, Enum):
                 poor.add(wish)
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aigovtool.ids import ConsumerId, LoanId
 from aigovtool.wire.codec import Message
 from aigovtool.wire.control import MoreDecided
+from aigovtool.wire.enrolment import TokenPrice
 
 
 class BudgetView(Message, frozen=True, kw_only=True):
@@ -17,6 +18,7 @@ class BudgetView(Message, frozen=True, kw_only=True):
         lease_remaining: credits in the live leases of this enclave.
         lease_valid_s: how long the longest of them still lives, 0 without one.
         waiting: queries that wait for credits.
+        token_price: of a language model, None for one of tensors.
     """
 
     loan: LoanId
@@ -29,6 +31,7 @@ class BudgetView(Message, frozen=True, kw_only=True):
     lease_remaining: int
     lease_valid_s: float
     waiting: int
+    token_price: TokenPrice | None = None
 
 
 class WaitingQuery(Message, frozen=True, kw_only=True):

@@ -122,12 +122,15 @@ class Want(Message, frozen=True, kw_only=True):
         by_consumer: what consumers with a budget or a rate of their own wait for, by consumer.
         at_least: the price of the largest query that waits: a smaller lease could not pay for it.
         at_least_of: the same, of each of `by_consumer`.
+        held: of `credits`, what queries that go on hold, by consumer: settlements in the same
+            report give it back, and no rate counts it anew.
     """
 
     credits: int
     by_consumer: dict[ConsumerId, int]
     at_least: int = 0
     at_least_of: dict[ConsumerId, int] = field(default_factory=dict)
+    held: dict[ConsumerId, int] = field(default_factory=dict)
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):

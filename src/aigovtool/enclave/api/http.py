@@ -10,7 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,6 +191,35 @@ class Reply:
                 "headers": [*self.headers, (b"content-length", b"%d" % length)],
             }
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedReply:
+    """
+    What to answer, part by part, as it comes; its length is not known beforehand.
+
+    Args:
+        holds: what is let go of when it was sent, or cannot be.
+    """
+
+    status: int
+    headers: tuple[Header, ...]
+    parts: AsyncIterator[bytes]
+    holds: contextlib.AsyncExitStack
+
+    async def send(self, send: Send) -> None:
+        """Send it."""
+        async with self.holds:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status,
+                    "headers": list(self.headers),
+                }
+            )
+            async for part in self.parts:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
 
 def json_reply(message: object, *, status: int = 200) -> Reply:

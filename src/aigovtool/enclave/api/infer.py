@@ -12,11 +12,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aigovtool.clock import Clock
+from aigovtool.enclave.api.cashier import IDEMPOTENCY_KEY, Cashier
 from aigovtool.enclave.api.coding import plain_body
 from aigovtool.enclave.api.http import (
     BodyRoom,
@@ -27,34 +27,28 @@ from aigovtool.enclave.api.http import (
     fault_reply,
     problem_reply,
 )
-from aigovtool.enclave.api.leaving import unless_gone, watched
+from aigovtool.enclave.api.leaving import watched
 from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Cut, FlightCutError
-from aigovtool.enclave.refunds import REPEATED, Fate
+from aigovtool.enclave.refunds import REPEATED, Fate, fate_of
 from aigovtool.enclave.runtime.base import Run, TensorModel
-from aigovtool.enclave.session import Session, SucceededError
+from aigovtool.enclave.session import Session
 from aigovtool.enclave.till import Paid
 from aigovtool.errors import AIGovToolError, NotFoundError, UnavailableError
 from aigovtool.ids import ConsumerId
 from aigovtool.wire import headers as names
 from aigovtool.wire import oip
 from aigovtool.wire.tensors import BYTES, Array
-from aigovtool.wire.words import plain
 
 INLINE_BYTES = 256 << 10  # what is longer is read and written on a thread, not on the loop
 
 AUTHORIZATION = b"authorization"
 _ENCODING = b"content-encoding"
-IDEMPOTENCY_KEY = b"idempotency-key"
-_PREFER = b"prefer"
-_REASON = names.REASON.lower().encode()
 RECEIPT = names.RECEIPT.lower().encode()
 REFUND = names.REFUND.lower().encode()
-REMAINING = names.REMAINING.lower().encode()
 HEADER_LENGTH = oip.HEADER_LENGTH.lower().encode()
-_WAIT = re.compile(rb'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +72,7 @@ class Infer:
             max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
         )
         self._clock = clock
+        self._cashier = Cashier(enclave, limits, clock)
         self._room = room
         self._replays = Replays(
             keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes, now_s=clock.monotonic_s
@@ -115,7 +110,7 @@ class Infer:
             )
         except AIGovToolError as error:
             now = self._enclave.session or session
-            return problem_reply(error, [self._remaining(now, consumer)])
+            return problem_reply(error, [self._cashier.remaining(now, consumer)])
         finally:
             self._room.give_back(request.body_bytes, whose)
 
@@ -125,18 +120,13 @@ class Infer:
         """
         Return the reply, and whether a retry gets the same one; raises only when nothing was
         charged or all of it was taken back, or nobody can ask again.
-
-        What is not charged when the loan's model is replaced begins anew, with the other model.
         """
-        patient_until_s = self._clock.monotonic_s() + self._patience_s(request)
-        while True:
-            session, _ = self._enclave.serving()
+
+        async def asked(session: Session, patience_s: float) -> tuple[Reply, bool]:
             check_model(session, name, version)
-            patience_s = max(0.0, patient_until_s - self._clock.monotonic_s())
-            try:
-                return await self._asked(request, body, session, consumer, patience_s)
-            except SucceededError:
-                await session.succeeded.wait()
+            return await self._asked(request, body, session, consumer, patience_s)
+
+        return await self._cashier.in_session(request, asked)
 
     async def _asked(
         self,
@@ -147,33 +137,21 @@ class Infer:
         patience_s: float,
     ) -> tuple[Reply, bool]:
         """Answer a query in this session; raises as `_answer`, and SucceededError."""
-        _, model = self._enclave.serving()
+        _, model = self._enclave.serving_tensors()
         query, inputs = await self._read(request, body, model)
         cost = model.price(query.inputs)
         session.flights.check_room(consumer)
         ready = _Ready(consumer, model, query, inputs, model.new_run())
-        turnstile = session.turnstile
-        if not turnstile.limits.active:
-            return await self._charged(request, session, ready, cost, patience_s)
-        self._check_admitted(session, consumer)
-        begin_s = self._clock.monotonic_s()
-        await unless_gone(
-            request,
-            turnstile.enter(consumer, cost, patience_s),
-            lambda _: turnstile.leave(consumer),
-        )
-        try:
-            waited_s = self._clock.monotonic_s() - begin_s
-            left_s = max(0.0, patience_s - waited_s)
+        async with self._cashier.within_limits(
+            request, session, consumer, cost, patience_s
+        ) as left_s:
             return await self._charged(request, session, ready, cost, left_s)
-        finally:
-            turnstile.leave(consumer)
 
     async def _charged(
         self, request: Request, session: Session, ready: _Ready, cost: int, patience_s: float
     ) -> tuple[Reply, bool]:
         consumer = ready.consumer
-        paid = await self._pay(request, session, consumer, cost, patience_s)
+        paid = await self._cashier.pay(request, session, consumer, cost, patience_s)
         fate = Fate.CLIENT_GONE  # unless something else is known
         try:
             reply, fate, left = await self._compute(request, session, ready, paid)
@@ -184,7 +162,7 @@ class Infer:
         headers = [*reply.headers, (RECEIPT, session.receipts.header(paid.receipt).encode())]
         if paid.refund is not None:
             headers.append((REFUND, session.receipts.header(paid.refund).encode()))
-        headers.append(self._remaining(session, consumer))
+        headers.append(self._cashier.remaining(session, consumer))
         return Reply(reply.status, tuple(headers), reply.chunks), stays or fate in REPEATED
 
     async def _compute(
@@ -202,7 +180,7 @@ class Infer:
         """
         try:
             # it may have waited, and been paid in the very step before a stop or block was read
-            self._check_admitted(session, ready.consumer)
+            self._cashier.check_admitted(session, ready.consumer)
         except AIGovToolError as error:
             return problem_reply(error), Fate.NOT_BEGUN, False
         keyed = IDEMPOTENCY_KEY in request.headers
@@ -219,7 +197,11 @@ class Infer:
             encoded = await self._write(ready.query, outputs, ready.model)
             return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED, False
         except FlightCutError as cut:
-            return problem_reply(cut.error), _fate_of(cut), cut.cut is Cut.CLIENT_GONE
+            return (
+                problem_reply(cut.error),
+                fate_of(cut.cut, begun=cut.begun),
+                cut.cut is Cut.CLIENT_GONE,
+            )
         except AIGovToolError as error:
             return problem_reply(error), Fate.MODEL_ERROR, False
         except Exception as error:  # noqa: BLE001 - charged: whatever happens, there is a receipt
@@ -258,52 +240,6 @@ class Infer:
         size = sum(array.nbytes for array in outputs.values())
         return write() if size <= INLINE_BYTES else await asyncio.to_thread(write)
 
-    def _check_admitted(self, session: Session, consumer: ConsumerId) -> None:
-        """Refuse what was stopped or blocked while the body came, or the query waited."""
-        self._enclave.serving()
-        session.admit(consumer)
-
-    async def _pay(
-        self,
-        request: Request,
-        session: Session,
-        consumer: ConsumerId,
-        cost: int,
-        patience_s: float,
-    ) -> Paid:
-        """Charge the query, waiting for credits if need be and wanted."""
-        self._check_admitted(session, consumer)
-        session.check_stays()
-        now_s = self._clock.monotonic_s()
-        paid = session.till.pay(consumer, cost, now_s)
-        if not isinstance(paid, Paid):
-            paid = await unless_gone(
-                request,
-                session.renewal.acquire(
-                    consumer,
-                    cost,
-                    now_s=now_s,
-                    lease_wait_s=self._limits.lease_wait_s,
-                    patience_s=patience_s,
-                    reason=plain(request.headers.get(_REASON, b"").decode("utf-8", "replace")),
-                    key=request.headers.get(IDEMPOTENCY_KEY, b"").decode("latin-1"),
-                ),
-                lambda late: session.renewal.finish(
-                    late, Fate.NOT_BEGUN, self._clock.monotonic_s()
-                ),
-            )
-        if session.till.meter.left < session.renewal.low_mark:
-            session.renewal.nudge()
-        return paid
-
-    def _patience_s(self, request: Request) -> float:
-        found = _WAIT.search(request.headers.get(_PREFER, b""))
-        return 0.0 if found is None else min(float(found[1]), self._limits.max_patience_s)
-
-    def _remaining(self, session: Session, consumer: ConsumerId) -> Header:
-        remaining = session.renewal.standing.remaining(consumer, self._clock.monotonic_s())
-        return REMAINING, b"%d" % remaining
-
 
 def check_model(session: Session, name: str, version: str | None) -> None:
     """Raise NotFoundError unless this is the model that is lent."""
@@ -312,14 +248,6 @@ def check_model(session: Session, name: str, version: str | None) -> None:
         raise NotFoundError(
             "no such model here", expected=f"{manifest.name}, version {manifest.version}"
         )
-
-
-def _fate_of(cut: FlightCutError) -> Fate:
-    if cut.cut is Cut.STOPPED:
-        return Fate.STOPPED
-    if not cut.begun:
-        return Fate.NOT_BEGUN
-    return Fate.CLIENT_GONE if cut.cut is Cut.CLIENT_GONE else Fate.OUT_OF_TIME
 
 
 def _client_left() -> UnavailableError:

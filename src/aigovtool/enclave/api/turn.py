@@ -33,15 +33,14 @@ from typing import Protocol
 import numpy as np
 
 from aigovtool.clock import Clock
+from aigovtool.enclave.api.cashier import IDEMPOTENCY_KEY, REMAINING
 from aigovtool.enclave.api.coding import wants_none
 from aigovtool.enclave.api.http import Header, Reply, fault_reply, log_fault, problem_reply
 from aigovtool.enclave.api.infer import (
     AUTHORIZATION,
     HEADER_LENGTH,
-    IDEMPOTENCY_KEY,
     RECEIPT,
     REFUND,
-    REMAINING,
     headers_of,
 )
 from aigovtool.enclave.config import Limits
@@ -130,6 +129,7 @@ class Turns:
         model = None if session is None else session.model
         return (
             model is not None
+            and model.takes == "tensors"
             and model.speed.at_once > 0
             and model is not self._too_slow
             and len(self._asked) < self._max_queue
@@ -149,7 +149,7 @@ class Turns:
         here = [one for one in asked if not one.disconnected]
         self._tally.gone += len(asked) - len(here)
         try:
-            session, model = self._enclave.serving()
+            session, model = self._enclave.serving_tensors()
             session.check_stays()
         except AIGovToolError:
             for one in here:

@@ -111,8 +111,9 @@ class Turnstile:
         held_up: set[ConsumerId] = set()
         again_s = math.inf
 
-        def let_through(consumer: ConsumerId, cost: int) -> _Not | None:
+        def let_through(waiter: Waiter[None]) -> _Not | None:
             nonlocal again_s
+            consumer, cost = waiter.consumer, waiter.cost
             if self._loan_held is not None or consumer in held_up:
                 return _Not.YET
             held = self.limits.enter(consumer, cost, now_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -34,6 +35,7 @@ class Run(Protocol):
 class TensorModel(Protocol):
     """A loaded model that takes and gives tensors."""
 
+    takes: Literal["tensors"]
     metadata: ModelMetadata
     labels: Mapping[str, Sequence[str]]  # of the classes of an output, by its name
     speed: Speed
@@ -133,20 +135,25 @@ class LanguageModel(Protocol):
     A loaded model that goes on from text.
 
     Args:
+        platform: its format and runtime, as other servers of the Open Inference Protocol name it.
         context: tokens that input and output of one query may have together.
         slots: queries that are computed at one time.
         chats: whether it has a template for conversations.
         embeds: whether it gives embeddings.
+        threads: on which `Generation.execute` and `embed` run, as many as there are slots.
         shared_prefixes: whether what it has kept of one consumer's prompt may serve another's; set
             by whoever knows the loan's terms, at any time, and False until then.
     """
 
+    takes: Literal["text"]
     name: str
     version: str
+    platform: str
     context: int
     slots: int
     chats: bool
     embeds: bool
+    threads: Executor
     shared_prefixes: bool
 
     def count(self, kind: Kind, body: Mapping[str, Any]) -> int:

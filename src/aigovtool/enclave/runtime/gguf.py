@@ -13,8 +13,9 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -34,6 +35,7 @@ from aigovtool.errors import BadPromptError, ConfigurationError, UnavailableErro
 from aigovtool.ids import ConsumerId
 from aigovtool.sealing.manifest import FileEntry, SealedManifest
 
+PLATFORM = "gguf_llamacpp"
 EMBEDDED_TOKENS = 512  # of one text
 _OK = 200
 _BUSY = 503
@@ -93,6 +95,8 @@ class GgufRuntime:
 class GgufModel:
     """Implements `base.LanguageModel`; see `GgufRuntime.load`."""
 
+    takes: Literal["text"] = "text"
+    platform = PLATFORM
     embeds = True
 
     def __init__(
@@ -108,6 +112,7 @@ class GgufModel:
     ) -> None:
         self.name, self.version = manifest.name, manifest.version
         self.slots = slots
+        self.threads = ThreadPoolExecutor(slots, thread_name_prefix="generate")
         self.chats = memory.holds(_HAS_TEMPLATE, within=_METADATA_BYTES)
         self.shared_prefixes = False
         self._memory = memory
@@ -159,6 +164,7 @@ class GgufModel:
         return self._embedding.embeddings(texts)
 
     def close(self) -> None:
+        self.threads.shutdown()
         self._engine.close()
         with self._making:
             if self._embedding is not None:

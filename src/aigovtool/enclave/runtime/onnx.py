@@ -9,7 +9,7 @@ Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a fail
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -85,6 +85,8 @@ class OnnxModel:
         weights: memory from which the session computes.
         wipe: overwrites it, when nothing computes any more.
     """
+
+    takes: Literal["tensors"] = "tensors"
 
     def __init__(
         self,
