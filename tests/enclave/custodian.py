@@ -39,6 +39,8 @@ from aigovtool.wire.control import (
     ModelReplaced,
     MoreDecided,
     MoreWanted,
+    OutputElsewhere,
+    OutputSeen,
     Report,
     ReportAnswer,
     RosterChanged,
@@ -59,6 +61,7 @@ from aigovtool.wire.enrolment import (
     SessionStatement,
     Terms,
 )
+from aigovtool.wire.extraction import NO_EXTRACTION_LIMITS
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
 from aigovtool.wire.limits import NO_LIMITS, Limits
 from aigovtool.wire.problem import problem_of
@@ -128,6 +131,7 @@ class FakeCustodian:
         self.state, self.state_reason = "active", ""
         self.lease_duration_s = 5.0
         self.wipe_after_s = 3600.0
+        self.extraction = NO_EXTRACTION_LIMITS
         self.max_lease = 1000
         self.least_lease = 0
         self.consumers: dict[ConsumerId, Consumer] = {}
@@ -367,6 +371,9 @@ class FakeCustodian:
                 answer = self._answer(session, message)
                 if not socket.closed:
                     await socket.send_str(encode(answer).decode())
+            case OutputSeen():
+                elsewhere = OutputElsewhere(day=message.day, tokens={}, sharers=1)
+                await socket.send_str(encode(elsewhere).decode())
             case MoreWanted():
                 self.wanted.append(message)
             case Stopped():
@@ -473,7 +480,10 @@ class FakeCustodian:
 
     def _terms(self) -> Terms:
         return Terms(
-            lease_duration_s=self.lease_duration_s, wipe_after_s=self.wipe_after_s, expires=None
+            lease_duration_s=self.lease_duration_s,
+            wipe_after_s=self.wipe_after_s,
+            expires=None,
+            extraction=self.extraction,
         )
 
     def _roster(self) -> tuple[RosterEntry, ...]:
