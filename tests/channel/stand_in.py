@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -261,7 +261,7 @@ class StandIn:
         self.accepted: set[asyncio.Transport] = set()  # what TLS runs over, from the first moment
         self.handshakes: set[asyncio.Task[None]] = set()
         self.tell: Callable[[bytes], AttestationDocument | bytes] = self._honest
-        self.reply: Callable[[Asked], bytes | None] = self.infer
+        self.reply: Callable[[Asked], bytes | AsyncIterator[bytes] | None] = self.infer
         self.port = 0
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -288,7 +288,7 @@ class StandIn:
     def _honest(self, nonce: bytes) -> AttestationDocument:
         return self.session.document(nonce)
 
-    def answer_to(self, asked: Asked) -> bytes | None:
+    def answer_to(self, asked: Asked) -> bytes | AsyncIterator[bytes] | None:
         path, _, query = asked.target.partition("?")
         if path == ATTESTATION_PATH:
             told = self.tell(bytes.fromhex(query.removeprefix("nonce=")))
@@ -461,6 +461,7 @@ class _Wire(asyncio.Protocol):
         self._below = below
         self._transport: asyncio.Transport | None = None
         self._bytes = bytearray()
+        self._writing: asyncio.Task[None] | None = None
         self._new_request()
 
     def _new_request(self) -> None:
@@ -477,6 +478,8 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.accepted.discard(self._below)
+        if self._writing is not None:
+            self._writing.cancel()
         if self._transport is not None:
             self._server.alive.discard(self._transport)
 
@@ -504,8 +507,17 @@ class _Wire(asyncio.Protocol):
         assert self._transport is not None
         if data is None:
             self._transport.abort()
-        else:
+        elif isinstance(data, bytes):
             self._transport.write(data)
+        else:
+            self._writing = asyncio.get_running_loop().create_task(self._write(data))
+
+    async def _write(self, pieces: AsyncIterator[bytes]) -> None:
+        assert self._transport is not None
+        async for piece in pieces:
+            if self._transport.is_closing():
+                break
+            self._transport.write(piece)
 
 
 def other_session(session: Session) -> Session:

@@ -19,10 +19,6 @@ METADATA = ModelMetadata(
     inputs=(TensorSignature(name="x", datatype="FP32", shape=(-1, 3)),),
     outputs=(TensorSignature(name="y", datatype="FP32", shape=(-1, 3)),),
 )
-EVENT = (
-    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m",'
-    b'"choices":[{"index":0,"delta":{"content":"hi "}}]}\n\n'
-)
 
 
 @pytest.fixture
@@ -63,18 +59,3 @@ def test_tritonclient(enclave: StandIn, proxy: Running, binary: bool) -> None:
     finally:
         client.close()
     assert enclave.queries[0].headers["authorization"] == f"Bearer {API_KEY}"
-
-
-def test_openai(enclave: StandIn, proxy: Running) -> None:
-    openai = pytest.importorskip("openai")
-    body = b"".join(b"%x\r\n%b\r\n" % (len(x), x) for x in (EVENT, EVENT, b"data: [DONE]\n\n"))
-    enclave.reply = lambda asked: (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
-    )
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{proxy.port}/v1", api_key="mine") as client:
-        stream = client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "x"}], stream=True
-        )
-        assert [chunk.choices[0].delta.content for chunk in stream] == ["hi ", "hi "]
-    assert enclave.queries[0].target == "/v1/chat/completions"

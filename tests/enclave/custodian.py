@@ -60,6 +60,7 @@ from aigovtool.wire.enrolment import (
     Secrets,
     SessionStatement,
     Terms,
+    TokenPrice,
 )
 from aigovtool.wire.extraction import NO_EXTRACTION_LIMITS
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
@@ -130,6 +131,7 @@ class FakeCustodian:
         self.spent = 0
         self.state, self.state_reason = "active", ""
         self.lease_duration_s = 5.0
+        self.tokens = TokenPrice()
         self.wipe_after_s = 3600.0
         self.extraction = NO_EXTRACTION_LIMITS
         self.max_lease = 1000
@@ -483,6 +485,7 @@ class FakeCustodian:
             lease_duration_s=self.lease_duration_s,
             wipe_after_s=self.wipe_after_s,
             expires=None,
+            tokens=self.tokens,
             extraction=self.extraction,
         )
 

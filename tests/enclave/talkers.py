@@ -22,11 +22,13 @@ class Utterance:
         self._prompt = prompt
         self._tell = tell
         self._ended = threading.Event()
+        self.cached = 0
 
     def execute(self) -> None:
         model = self._model
         with model.counting:
             model.running += 1
+            model.idle.clear()
             model.most_running = max(model.most_running, model.running)
         try:
             for number in range(self._prompt.max_output):
@@ -38,10 +40,13 @@ class Utterance:
                 with model.counting:
                     model.produced += 1
                 last = number + 1 == self._prompt.max_output
-                self._tell(Piece(chunk(WORDS[number % len(WORDS)], last=last), number + 1))
+                word = WORDS[number % len(WORDS)]
+                self._tell(Piece(chunk(word, kind=self._prompt.kind, last=last), number + 1))
         finally:
             with model.counting:
                 model.running -= 1
+                if not model.running:
+                    model.idle.set()
 
     def terminate(self) -> None:
         self._ended.set()
@@ -70,9 +75,12 @@ class Talker:
         self.name, self.version = "talker", "1"
         self.slots, self.context = slots, context
         self.chats = self.embeds = True
+        self.shared_prefixes = False
         self.threads = ThreadPoolExecutor(slots)
         self.step, self.wake = step, wake
         self.counting = threading.Lock()
+        self.idle = threading.Event()  # no answer is being made
+        self.idle.set()
         self.running = self.most_running = self.produced = 0
         self.fails_at: int | None = None
 
@@ -113,7 +121,7 @@ class Gate:
         self._turns.release()
 
 
-def chunk(text: str, *, last: bool = False) -> dict[str, Any]:
-    """Return a chunk of a chat as llama.cpp gives it."""
-    finish = "length" if last else None
-    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+def chunk(text: str, *, kind: Kind = "chat", last: bool = False) -> dict[str, Any]:
+    """Return a chunk as llama.cpp gives it."""
+    said = {"delta": {"content": text}} if kind == "chat" else {"text": text}
+    return {"choices": [{"index": 0, "finish_reason": "length" if last else None, **said}]}

@@ -14,20 +14,21 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import uvloop
 
 from aigovtool.attestation.policy import Policy
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.chat import ChatAnswer, ChatOptions, ChatStream, Message
+from aigovtool.client.patience import OnDecided, OnWait
 from aigovtool.client.session import (
     ANSWER_TIMEOUT_S,
     AsyncClient,
-    OnDecided,
-    OnWait,
     Result,
     connect_async,
 )
+from aigovtool.client.settling import Settled
 from aigovtool.errors import ConfigurationError
 from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.oip import ModelMetadata
@@ -97,6 +98,32 @@ class Client:
             )
         )
 
+    def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatAnswer:
+        """
+        Ask a language model for the next message of a conversation.
+
+        Args:
+            messages: with `role` and `content`, as OpenAI has them.
+            options: see `ChatOptions`; what is called, is called in the background thread.
+
+        Raises:
+            AIGovToolError: as `AsyncClient.chat`.
+        """
+        return self._loop.run(self._client.chat(messages, **options))
+
+    def chat_stream(
+        self, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> BlockingChatStream:
+        """
+        Ask likewise, for the text as it comes.
+
+            with client.chat_stream(messages) as stream:
+                for text in stream:
+                    ...
+                stream.settled.remaining
+        """
+        return BlockingChatStream(self._loop, self._client.chat_stream(messages, **options))
+
     def budget(self) -> BudgetView:
         """Ask what is left, in credits. It costs nothing; raises as `AsyncClient.budget`."""
         return self._loop.run(self._client.budget())
@@ -121,6 +148,50 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class BlockingChatStream:
+    """A `ChatStream` without asyncio, with the same `text`, `finish_reason` and `settled`."""
+
+    def __init__(self, loop: _BackgroundLoop, stream: ChatStream) -> None:
+        self._loop = loop
+        self._stream = stream
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._stream.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended; None before that."""
+        return self._stream.finish_reason
+
+    @property
+    def settled(self) -> Settled | None:
+        """What it cost, verified; None before its end."""
+        return self._stream.settled
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._stream.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._loop.running:
+            self._loop.run(self._stream.aclose())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if (text := self._loop.run(self._stream.next_text())) is None:
+            raise StopIteration
+        return text
 
 
 def connect(

@@ -9,6 +9,9 @@ Rule 3: the proxy lends out its user's key, so it serves programs and not web pa
         a foreign name (DNS rebinding), and whatever a browser says a page asked for, are refused.
 Rule 4: a receipt that comes with an answer is checked, and kept, before the answer is passed on;
         the answer to an inference has one, and it charges the price of what was sent (`pricing`).
+Rule 5: an answer of a language model ends with all its receipts, and these add up (`settling`): its
+        JSON is passed on after that, and a stream whose end does not hold ends with an error.
+        It is never asked for compressed, so that its end can be read.
 
 It adds the API key to requests that bring no Authorization of their own, and passes on the paths
 ``/v1`` and ``/v2`` only.
@@ -30,9 +33,18 @@ from aigovtool.channel.address import Address
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.events import event_of
 from aigovtool.client.pricing import PassingQuery, is_query
-from aigovtool.client.receipt_store import ReceiptStore, keep_or_warn
-from aigovtool.client.receipts import check_price, receipt_of
+from aigovtool.client.receipt_store import ReceiptStore
+from aigovtool.client.receipts import check_price
+from aigovtool.client.settling import (
+    Settler,
+    StreamedAnswer,
+    header_receipts,
+    is_stream,
+    whole_answer,
+)
+from aigovtool.client.token_pricing import bill_in, is_token_query
 from aigovtool.errors import (
     AIGovToolError,
     ConfigurationError,
@@ -41,7 +53,8 @@ from aigovtool.errors import (
     UnavailableError,
 )
 from aigovtool.wire.codec import encode
-from aigovtool.wire.headers import RECEIPT, REFUND
+from aigovtool.wire.openai.answers import JSON_TYPE
+from aigovtool.wire.openai.errors import encode_error
 from aigovtool.wire.problem import CONTENT_TYPE, Problem, headers_of, problem_of
 
 SILENCE_TIMEOUT_S = 600.0  # between two pieces of an answer; a slow model, or a wait for credits
@@ -57,8 +70,7 @@ _HOP_BY_HOP = frozenset(
      b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )  # fmt: skip
 _NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
-_RECEIPT = RECEIPT.lower().encode()
-_REFUND = REFUND.lower().encode()
+_OPENAI_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models")
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -81,13 +93,14 @@ class Proxy:
     ) -> None:
         self._channel = channel
         self._store = store
+        self._settler = Settler(channel, store)
         self._authorization = None if api_key is None else b"Bearer " + api_key.encode("ascii")
         self._names = frozenset((name.lower(), "localhost"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ConfigurationError("the proxy speaks HTTP only", came=scope["type"])
-        exchange = _Exchange(receive, send)
+        exchange = _Exchange(receive, send, openai=is_under(scope["path"], _OPENAI_PATHS))
         try:
             self._admit(scope)
         except AIGovToolError as error:
@@ -123,8 +136,7 @@ class Proxy:
                 code="proxy.origin",
                 mend="let the page's own server ask",
             )
-        path = scope["path"]
-        if not any(path == prefix or path.startswith(prefix + "/") for prefix in _PATHS):
+        if not is_under(scope["path"], _PATHS):
             raise NotFoundError(
                 "the proxy does not pass on this path",
                 code="proxy.path",
@@ -141,29 +153,12 @@ class Proxy:
         return name.lower() in self._names
 
     async def _forward(self, scope: Scope, exchange: _Exchange) -> None:
+        forward = self._forward_plain
+        if is_token_query(scope["method"], scope["path"]):
+            forward = self._forward_to_language_model
         try:
             async with asyncio.timeout(SILENCE_TIMEOUT_S) as limit:
-                headers = self._headers_of(scope)
-                query = None
-                if is_query(scope["method"], scope["path"]):
-                    query = PassingQuery(headers)
-                body, length = await exchange.take_body(scope, query)
-
-                def make(_: VerifiedEnclave) -> Request:
-                    return Request(
-                        # httptools cannot be told that an answer to HEAD has no body
-                        method=b"GET" if scope["method"] == "HEAD" else scope["method"].encode(),
-                        target=_target_of(scope),
-                        headers=headers,
-                        body=body,
-                        length=length,
-                    )
-
-                async with self._channel.exchange(make) as (enclave, response):
-                    await check_receipts(
-                        enclave, response, query, channel=self._channel, store=self._store
-                    )
-                    await exchange.pass_on(response, limit)
+                await forward(scope, exchange, limit)
         except TimeoutError:
             late = UnavailableError("the enclave fell silent", code="channel.timeout")
             await exchange.refuse(late, problem_of(late))
@@ -172,6 +167,41 @@ class Proxy:
             if not isinstance(error, UnavailableError):
                 problem = msgspec.structs.replace(problem, status=502, title="Enclave refused")
             await exchange.refuse(error, problem)
+
+    async def _forward_plain(
+        self, scope: Scope, exchange: _Exchange, limit: asyncio.Timeout
+    ) -> None:
+        headers = self._headers_of(scope)
+        query = PassingQuery(headers) if is_query(scope["method"], scope["path"]) else None
+        make = _maker(scope, headers, await exchange.take_body(scope, query))
+        async with self._channel.exchange(make) as (enclave, response):
+            await check_receipts(enclave, response, query, channel=self._channel, store=self._store)
+            await exchange.pass_on(response, limit)
+
+    async def _forward_to_language_model(
+        self, scope: Scope, exchange: _Exchange, limit: asyncio.Timeout
+    ) -> None:
+        headers = tuple(one for one in self._headers_of(scope) if one[0] != b"accept-encoding")
+        authorization = tuple(one for one in headers if one[0] == b"authorization")
+        make = _maker(scope, headers, await exchange.take_body(scope, None))
+        await self._settler.learn_price(authorization)
+        streamed, whole = None, b""
+        async with self._channel.exchange(make) as (enclave, response):
+            first = await self._settler.begin(enclave, response)
+            if first is None:
+                await exchange.pass_on(response, limit)
+                return
+            if is_stream(response):
+                streamed = StreamedAnswer(response)
+                await exchange.pass_events(response, streamed, limit)
+            else:
+                whole = await whole_answer(response)
+        charged = bill_in(whole) if streamed is None else streamed.charged
+        await self._settler.settle(response, charged, first, enclave, authorization)
+        if streamed is None:
+            await exchange.pass_whole(response, whole)
+        else:
+            await exchange.pass_last(streamed)
 
     def _headers_of(self, scope: Scope) -> Headers:
         headers = _passed(scope["headers"], _NOT_FORWARDED)
@@ -190,22 +220,24 @@ async def check_receipts(
 ) -> None:
     """Check and keep what came (Rule 4); raises as `receipt_of` and `check_price`."""
     answered = query is not None and response.status == _OK
-    for header in (_RECEIPT, _REFUND):
-        value = response.header(header)
-        if value is None and not (answered and header == _RECEIPT):
-            continue
-        verified = await receipt_of(value, enclave, channel)
-        keep_or_warn(store, verified)  # whatever it says: it is the proof of it
-        if answered and query is not None and header == _RECEIPT:
-            check_price(verified.receipt, query.price(enclave.model.manifest))
+    charge = await header_receipts(enclave, response, owed=answered, channel=channel, store=store)
+    if answered and query is not None and charge is not None:
+        check_price(charge.receipt, query.price(enclave.model.manifest))
 
 
 class _Exchange:
-    """One request of the proxy's client and the answer to it, in ASGI's terms."""
+    """
+    One request of the proxy's client and the answer to it, in ASGI's terms.
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    Args:
+        openai: whether its client reads errors in OpenAI's shape, and not problem documents.
+    """
+
+    def __init__(self, receive: Receive, send: Send, *, openai: bool) -> None:
         self._receive = receive
         self._send = send
+        self._openai = openai
+        self._streams = False  # events, which an error can be one of
         self._taken = asyncio.Event()  # the request's body, to its end
         self._started = False
 
@@ -251,25 +283,62 @@ class _Exchange:
 
     async def pass_on(self, response: Response, limit: asyncio.Timeout) -> None:
         """Pass on the answer as it comes; every piece moves the *limit*."""
-        headers = _passed(response.headers, _HOP_BY_HOP)
-        await self._start(response.status, headers)
+        await self._start(response.status, _passed(response.headers, _HOP_BY_HOP))
         loop = asyncio.get_running_loop()
         async for piece in response.chunks():
             limit.reschedule(loop.time() + SILENCE_TIMEOUT_S)
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b""})
+            await self._give(piece)
+        await self._end()
+
+    async def pass_events(
+        self, response: Response, streamed: StreamedAnswer, limit: asyncio.Timeout
+    ) -> None:
+        """Pass on each event before the bill as it comes; it moves the *limit*."""
+        await self._start(
+            response.status, _passed(response.headers, _HOP_BY_HOP | {b"content-length"})
+        )
+        self._streams = True
+        loop = asyncio.get_running_loop()
+        async for event in streamed.events():
+            limit.reschedule(loop.time() + SILENCE_TIMEOUT_S)
+            await self._give(event.raw)
+
+    async def pass_last(self, streamed: StreamedAnswer) -> None:
+        """Pass on the end of a stream, which was settled."""
+        await self._give(b"".join(event.raw for event in streamed.held))
+        await self._end()
+
+    async def pass_whole(self, response: Response, body: bytes) -> None:
+        """Pass on an answer whose body was read."""
+        await self._start(response.status, _passed(response.headers, _HOP_BY_HOP))
+        await self._give(body)
+        await self._end()
 
     async def refuse(self, error: AIGovToolError, problem: Problem) -> None:
-        """Answer with a problem document; an answer that has begun is left cut off instead."""
+        """
+        Answer with *error*; events that have begun end with it, any other answer that has begun is
+        left cut off.
+        """
+        if self._streams:
+            await self._give(event_of(encode_error(error)[1]))
+            await self._end()
         if self._started:
             return
-        body = encode(problem)
-        headers = {"Content-Type": CONTENT_TYPE, "Content-Length": str(len(body))}
-        headers |= headers_of(error)
+        kind, body = CONTENT_TYPE, encode(problem)
+        if self._openai:
+            kind, body = JSON_TYPE, encode_error(error)[1]
+        headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers_of(error)
         await self._start(
             problem.status, [(name.encode(), value.encode()) for name, value in headers.items()]
         )
-        await self._send({"type": "http.response.body", "body": body})
+        await self._give(body)
+        await self._end()
+
+    async def _give(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._started = True
@@ -373,6 +442,32 @@ def _require_loopback(listen: Address, where: str) -> None:
             expected="an address such as 127.0.0.1:8080",
             mend="listen on loopback; --dangerously-listen-beyond-loopback if you mean it",
         )
+
+
+def is_under(path: str, prefixes: tuple[str, ...]) -> bool:
+    """Say whether *path* is one of *prefixes* or lies under one."""
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def _maker(
+    scope: Scope,
+    headers: Headers,
+    taken: tuple[tuple[bytes, ...] | AsyncIterator[bytes], int | None],
+) -> Callable[[VerifiedEnclave], Request]:
+    """Return what makes the request to the enclave of the proxy's own request."""
+    body, length = taken
+
+    def make(_: VerifiedEnclave) -> Request:
+        return Request(
+            # httptools cannot be told that an answer to HEAD has no body
+            method=b"GET" if scope["method"] == "HEAD" else scope["method"].encode(),
+            target=_target_of(scope),
+            headers=headers,
+            body=body,
+            length=length,
+        )
+
+    return make
 
 
 def _target_of(scope: Scope) -> bytes:

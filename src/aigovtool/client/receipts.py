@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from aigovtool.channel.connect import AttestedChannel
 from aigovtool.channel.judge import VerifiedEnclave
 from aigovtool.errors import VerificationError
+from aigovtool.ids import sha256
 from aigovtool.proof.receipt_signature import open_receipt
 from aigovtool.wire.codec import Signed
 from aigovtool.wire.receipt import Receipt, from_header
@@ -62,6 +65,31 @@ def verify_receipt(header: bytes | None, enclave: VerifiedEnclave) -> VerifiedRe
         )
     receipt.check_sum()
     return VerifiedReceipt(receipt=receipt, signed=signed, enclave=enclave)
+
+
+def check_order(receipts: Sequence[VerifiedReceipt]) -> None:
+    """
+    Raise VerificationError unless the receipts of one answer follow each other.
+
+    Receipts of other answers may lie between them. Where none does, one names the one before it.
+    """
+    for before, after in pairwise(receipts):
+        then, now = before.receipt, after.receipt
+        digest = sha256(before.signed.payload)
+        follows = (
+            (now.session, now.consumer) == (then.session, then.consumer)
+            and now.number > then.number
+            and now.own_number > then.own_number
+            and (now.number > then.number + 1 or now.previous == digest)
+            and (now.own_number > then.own_number + 1 or now.own_previous == digest)
+        )
+        if not follows:
+            raise VerificationError(
+                "the receipts of the answer are not of one chain",
+                code="receipt.order",
+                expected=f"one of {then.consumer} in {then.session} after number {then.number}",
+                came=f"number {now.number} of {now.consumer} in {now.session}",
+            )
 
 
 def check_price(receipt: Receipt, price: int) -> None:

@@ -18,38 +18,36 @@ Rule 3: a query is repeated only where that cannot charge it twice: to the same 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from aigovtool.attestation.policy import MAX_POLICY_BYTES, Policy, parse_policy
 from aigovtool.channel.address import parse_address
 from aigovtool.channel.connect import AttestedChannel, open_channel
-from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
+from aigovtool.channel.http1 import Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
+from aigovtool.client.chat import ChatAnswer, ChatOptions, Chats, ChatStream, Message
+from aigovtool.client.patience import OnDecided, OnWait, patiently, prefer_wait, reason_header
 from aigovtool.client.receipt_store import ReceiptStore, default_folder, keep_or_warn
 from aigovtool.client.receipts import VerifiedReceipt, check_price, receipt_of
+from aigovtool.client.repeating import once_or_again
+from aigovtool.client.settling import Settler
 from aigovtool.clock import SystemClock
 from aigovtool.errors import (
     AIGovToolError,
-    BudgetExhaustedError,
     ConfigurationError,
     MalformedError,
-    MoreDeniedError,
     UnavailableError,
 )
 from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.wire.budget import BudgetView, WaitingView
 from aigovtool.wire.codec import decode
-from aigovtool.wire.control import MoreDecided
 from aigovtool.wire.headers import (
     BUDGET_PATH,
-    REASON,
     RECEIPT,
     REFUND,
     REMAINING,
@@ -67,25 +65,16 @@ from aigovtool.wire.oip import (
 )
 from aigovtool.wire.problem import MAX_PROBLEM_BYTES, error_of
 from aigovtool.wire.tensors import Array
-from aigovtool.wire.words import MAX_REASON_CHARACTERS
 
 ANSWER_TIMEOUT_S = 300.0  # a model may be slow
-MAX_HOLD_S = 600.0  # one held answer; whoever asks anew waits at the end of the queue
 MAX_BUDGET_BYTES = 64 << 10
 MAX_WAITING_BYTES = 256 << 10
-FIRST_LOOK_S = 0.2  # at the place of a query that waits; then as often as the enclave says
 MAX_API_KEY_CHARACTERS = 512
-SAME_DECISION_S = 1.0  # two looks at one decision differ in its age by what they took
 
 _REMAINING = REMAINING.lower().encode()
 _RECEIPT = RECEIPT.lower().encode()
 _REFUND = REFUND.lower().encode()
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
-
-OnWait = Callable[[BudgetExhaustedError, float], None]
-OnDecided = Callable[[MoreDecided], None]
-"""Called now and then while a query has to wait: why, with its `place` once that is known, and for
-how many seconds it has waited by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,6 +109,13 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._authorization: Headers = (
             (b"authorization", b"Bearer " + check_api_key(api_key).encode("ascii")),
+        )
+        self._chats = Chats(
+            channel,
+            settler=Settler(channel, store),
+            authorization=self._authorization,
+            timeout_s=timeout_s,
+            look=self.waiting,
         )
 
     @property
@@ -186,35 +182,48 @@ class AsyncClient:
             *self._authorization,
             (b"idempotency-key", key.encode("ascii")),
             *((name.lower().encode(), value.encode()) for name, value in _type_of(body)),
+            *reason_header(reason),
         )
-        if reason is not None:
-            headers += ((REASON.lower().encode(), check_reason(reason).encode()),)
-        loop = asyncio.get_running_loop()
-        begin_s = loop.time()
-        hold_s = 0.0  # the first answer comes at once, so that whoever waits can be told
-        news = _News(on_wait, on_decided, begin_s)
-        while True:
-            asked_s = loop.time()
-            try:
-                async with self._telling(key, news if hold_s else None):
-                    result = await self._infer(body, headers, shapes, hold_s)
-                if hold_s and on_decided is not None:
-                    with contextlib.suppress(AIGovToolError):  # the answer is here all the same
-                        news.decided((await self.waiting()).decided, loop.time())
-                return result
-            except MoreDeniedError:
-                raise
-            except BudgetExhaustedError as error:
-                now_s = loop.time()
-                left_s = wait_s - (now_s - begin_s)
-                if left_s <= 0:
-                    raise
-                if on_wait is not None:
-                    on_wait(error, now_s - begin_s)
-                # one that was told to hold its answer and did not must not be asked in a loop
-                early_s = min(hold_s, error.retry_after_s) - (now_s - asked_s)
-                await asyncio.sleep(min(max(early_s, 0.0), left_s))
-                hold_s = min(left_s, MAX_HOLD_S)
+        return await patiently(
+            lambda hold_s: self._infer(body, headers, shapes, hold_s),
+            look=self.waiting,
+            key=key,
+            wait_s=wait_s,
+            on_wait=on_wait,
+            on_decided=on_decided,
+        )
+
+    async def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatAnswer:
+        """
+        Ask a language model for the next message of a conversation.
+
+        Args:
+            messages: with `role` and `content`, as OpenAI has them.
+            options: see `ChatOptions`.
+
+        Raises:
+            BadPromptError: the model cannot answer this; nothing was charged.
+            ConfigurationError: the options do not fit together.
+            VerificationError: the receipts do not hold, or do not add up to the token price.
+            AIGovToolError: else as `infer`.
+        """
+        return await self._chats.ask(messages, options)
+
+    def chat_stream(
+        self, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> ChatStream:
+        """
+        Ask likewise, for the text as it comes.
+
+            async with client.chat_stream(messages) as stream:
+                async for text in stream:
+                    ...
+                stream.settled.remaining
+
+        Raises:
+            AIGovToolError: as `chat`, when it is entered, or while it comes.
+        """
+        return self._chats.stream(messages, options)
 
     async def budget(self) -> BudgetView:
         """
@@ -248,33 +257,6 @@ class AsyncClient:
         _, _, body = await self._exchange(make, MAX_WAITING_BYTES, 0.0)
         return decode(body, WaitingView)
 
-    @contextlib.asynccontextmanager
-    async def _telling(self, key: str, news: _News | None) -> AsyncIterator[None]:
-        """Tell, for the length of the block, the place of the query with *key*, and decisions."""
-        if news is None or not news.wanted:
-            yield
-            return
-        telling = asyncio.create_task(self._tell(key, news))
-        try:
-            yield
-        finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-
-    async def _tell(self, key: str, news: _News) -> None:
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(FIRST_LOOK_S)
-        while True:
-            try:
-                view = await self.waiting()
-            except AIGovToolError:
-                return  # the query itself says what is wrong
-            news.decided(view.decided, loop.time())
-            for query in view.queries:
-                if query.key == key:
-                    news.waits((query.place, view.waiting), loop.time())
-            await asyncio.sleep(max(FIRST_LOOK_S, view.again_s))
-
     async def aclose(self) -> None:
         """Close all connections; what is under way fails."""
         await self._channel.aclose()
@@ -298,18 +280,9 @@ class AsyncClient:
         shapes: Mapping[str, Sequence[int]],
         hold_s: float,
     ) -> Result:
-        if hold_s:  # RFC 7240, whole seconds
-            headers += ((b"prefer", b"wait=%d" % max(1, math.ceil(hold_s))),)
-        asked: VerifiedEnclave | None = None
+        headers += prefer_wait(hold_s)
 
         def make(enclave: VerifiedEnclave) -> Request:
-            nonlocal asked
-            if asked is not None and enclave.statement.session != asked.statement.session:
-                raise ConnectionLostError(
-                    "the enclave was restarted during the query, which may have been charged",
-                    mend="ask again if the charge of one more query is acceptable",
-                )
-            asked = enclave
             return Request(
                 method=b"POST",
                 target=f"/v2/models/{enclave.model.manifest.name}/infer".encode("ascii"),
@@ -318,12 +291,9 @@ class AsyncClient:
             )
 
         limit = DEFAULT_LIMITS.max_body_bytes
-        try:
-            enclave, response, answer = await self._exchange(make, limit, hold_s)
-        except ConnectionLostError:
-            if asked is None or self._channel.closed:
-                raise
-            enclave, response, answer = await self._exchange(make, limit, hold_s)
+        enclave, response, answer = await once_or_again(
+            self._channel, make, lambda make: self._exchange(make, limit, hold_s)
+        )
         receipt = await receipt_of(response.header(_RECEIPT), enclave, self._channel)
         keep_or_warn(self._store, receipt)  # whatever it says: it is the consumer's proof of it
         check_price(receipt.receipt, items_in(batch_of(enclave.model.manifest), shapes))
@@ -358,38 +328,6 @@ class AsyncClient:
             if (header := response.header(name)) is not None:
                 keep_or_warn(self._store, await receipt_of(header, enclave, self._channel))
         raise error
-
-
-class _News:
-    """What whoever waits is told: its place, and each decision that was made since, once."""
-
-    __slots__ = ("_begin_s", "_on_decided", "_on_wait", "_told_s")
-
-    def __init__(
-        self, on_wait: OnWait | None, on_decided: OnDecided | None, begin_s: float
-    ) -> None:
-        self._on_wait = on_wait
-        self._on_decided = on_decided
-        self._begin_s = begin_s
-        self._told_s = begin_s  # when the last decision was made that is known
-
-    @property
-    def wanted(self) -> bool:
-        return self._on_wait is not None or self._on_decided is not None
-
-    def waits(self, place: tuple[int, int], now_s: float) -> None:
-        if self._on_wait is not None:
-            waits = BudgetExhaustedError("the query waits for credits", place=place)
-            self._on_wait(waits, now_s - self._begin_s)
-
-    def decided(self, decision: MoreDecided | None, now_s: float) -> None:
-        """Tell of an approval; a denial ends the query with an error that says it."""
-        if decision is None or not decision.approved or self._on_decided is None:
-            return
-        made_s = now_s - decision.age_s
-        if made_s > self._told_s:
-            self._told_s = made_s + SAME_DECISION_S
-            self._on_decided(decision)
 
 
 async def connect_async(
@@ -471,17 +409,6 @@ def check_api_key(api_key: str) -> str:
             mend="give what is in the custodian's `consumer.key`",
         )
     return api_key
-
-
-def check_reason(reason: str) -> str:
-    """Return *reason* if it can stand in a header; raises ConfigurationError."""
-    if len(reason) > MAX_REASON_CHARACTERS or not reason.isprintable():
-        raise ConfigurationError(
-            "the reason is too long, or more than one line",
-            expected=f"at most {MAX_REASON_CHARACTERS} printable characters",
-            came=f"{len(reason)} characters",
-        )
-    return reason
 
 
 def _type_of(body: EncodedBody) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
 
+from aigovtool.enclave.flights import Cut
 from aigovtool.wire.receipt import RefundClass
 
 
@@ -49,3 +50,12 @@ REPEATED = frozenset({Fate.ANSWERED, Fate.MODEL_ERROR})
 """What a retry under the same Idempotency-Key is told again although it may have cost nothing in
 the end: an answer, or a failure that would be the same once more. Whatever stays charged is told
 again too."""
+
+
+def fate_of(cut: Cut, *, begun: bool) -> Fate:
+    """Return the fate of a query that was ended from outside and got nothing."""
+    if cut in (Cut.STOPPED, Cut.LAPSED):
+        return Fate.STOPPED
+    if not begun:
+        return Fate.NOT_BEGUN
+    return Fate.CLIENT_GONE if cut is Cut.CLIENT_GONE else Fate.OUT_OF_TIME

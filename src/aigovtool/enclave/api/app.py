@@ -12,7 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from aigovtool import __version__
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.attest import Attest, Witness
+from aigovtool.enclave.api.cashier import Cashier
 from aigovtool.enclave.api.coding import coded_reply
+from aigovtool.enclave.api.completions import Completions
+from aigovtool.enclave.api.embeddings import Embeddings
 from aigovtool.enclave.api.http import (
     BodyRoom,
     ClientGoneError,
@@ -21,11 +24,13 @@ from aigovtool.enclave.api.http import (
     Request,
     Scope,
     Send,
+    StreamedReply,
     fault_reply,
     json_reply,
     problem_reply,
 )
 from aigovtool.enclave.api.infer import Infer, check_model
+from aigovtool.enclave.api.text import TextDoor
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.lifecycle import State
@@ -53,6 +58,8 @@ _MODELS = "/v2/models/"
 _REPOSITORY = "/v2/repository/models/"  # …/NAME/load and …/unload
 MAX_INDEX_REQUEST_BYTES = 4096
 _INFER = "/infer"
+_TEXT_MODELS = "/v1/models/"
+_TEXT_QUERIES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 LOOK_AGAIN_S = 2.0  # who waits may look at its place so often
 LOOKS_PER_S = 100  # and all together about so often
 _METHOD_NOT_ALLOWED = 405
@@ -64,7 +71,7 @@ _LOAN_STATES = {
     State.UNREACHABLE: "unreachable",
 }
 
-Handler = Callable[[Request], Awaitable[Reply]]
+Handler = Callable[[Request], Awaitable[Reply | StreamedReply]]
 
 
 class Api:
@@ -92,11 +99,19 @@ class Api:
         self._clock = clock
         self._body_time_s = limits.body_time_s
         self._infer = Infer(enclave, room, limits, clock)
+        cashier = Cashier(enclave, limits, clock)
+        door = TextDoor(enclave, cashier, room, limits, clock)
+        completions = Completions(enclave, door, cashier, limits, clock)
+        self._embeddings = Embeddings(enclave, door, cashier, limits, clock)
         self._routes: dict[str, dict[str, Handler]] = {
             "/v2": {"GET": self._server},
             "/v2/health/live": {"GET": self._live},
             "/v2/health/ready": {"GET": self._ready},
             "/v2/repository/index": {"GET": self._index, "POST": self._index},
+            "/v1/chat/completions": {"POST": completions.chat},
+            "/v1/completions": {"POST": completions.completion},
+            "/v1/embeddings": {"POST": self._embeddings},
+            "/v1/models": {"GET": self._embeddings.models},
             BUDGET_PATH: {"GET": self._budget},
             WAITING_PATH: {"GET": self._waiting},
             ATTESTATION_PATH: {"GET": Attest(enclave, witness, clock)},
@@ -104,7 +119,7 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        is_query = request.path.endswith(_INFER)
+        is_query = request.path.endswith(_INFER) or request.path in _TEXT_QUERIES
         begin_s = self._clock.monotonic_s()
         try:
             follow = self._followed if is_query and traces.on() else self._reply
@@ -118,12 +133,12 @@ class Api:
             reply = fault_reply(error)
         if is_query:
             self._tally.answered(reply.status, self._clock.monotonic_s() - begin_s)
-        if request.has_unread_body:
+        if request.has_unread_body and isinstance(reply, Reply):
             await reply.send_and_close(send, request)
         else:
             await reply.send(send)
 
-    async def _followed(self, request: Request) -> Reply:
+    async def _followed(self, request: Request) -> Reply | StreamedReply:
         """Answer a query within a span, of its consumer's trace if it names one."""
         parent = request.headers.get(b"traceparent", b"").decode("latin-1")
         with traces.span("infer", traceparent=parent) as set_number:
@@ -131,7 +146,7 @@ class Api:
             set_number("http.response.status_code", reply.status)
             return reply
 
-    async def _reply(self, request: Request) -> Reply:
+    async def _reply(self, request: Request) -> Reply | StreamedReply:
         path = request.path
         if path.startswith(_MODELS):
             return await self._model_path(request, path[len(_MODELS) :].split("/"))
@@ -141,6 +156,8 @@ class Api:
                 "consumers load and unload no models: the loan decides what is served",
                 code="repository.refused",
             )
+        if path.startswith(_TEXT_MODELS) and request.method == "GET":
+            return await self._embeddings.models(request, path[len(_TEXT_MODELS) :])
         methods = self._routes.get(path if path == "/" else path.rstrip("/"))
         if methods is None:
             raise NotFoundError("no such path here")
@@ -212,6 +229,7 @@ class Api:
                 lease_remaining=session.till.meter.credits(now_s),
                 lease_valid_s=max(0.0, valid_s),
                 waiting=len(renewal.queue),
+                token_price=None if _takes_tensors(session) else renewal.terms.tokens,
             )
         )
 
@@ -248,6 +266,10 @@ class Api:
         if session is None:
             raise self._enclave.not_serving()
         return session, session.authenticate(request.headers.get(b"authorization"))
+
+
+def _takes_tensors(session: Session) -> bool:
+    return bool(session.verified.manifest.signature.inputs)
 
 
 def _metadata(model: Model) -> ModelMetadata:

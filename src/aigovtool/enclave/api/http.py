@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import (
-    AsyncGenerator,
+    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -199,16 +199,17 @@ class StreamedReply:
     What to answer, part by part, as it comes; its length is not known beforehand.
 
     Args:
-        parts: closed in any case, also when nobody is there to read.
+        holds: what is let go of when it was sent, or cannot be.
     """
 
     status: int
     headers: tuple[Header, ...]
-    parts: AsyncGenerator[bytes, None]
+    parts: AsyncIterator[bytes]
+    holds: contextlib.AsyncExitStack
 
     async def send(self, send: Send) -> None:
         """Send it."""
-        async with contextlib.aclosing(self.parts):
+        async with self.holds:
             await send(
                 {
                     "type": "http.response.start",

@@ -32,7 +32,7 @@ from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.flights import Cut, FlightCutError
-from aigovtool.enclave.refunds import REPEATED, Fate
+from aigovtool.enclave.refunds import REPEATED, Fate, fate_of
 from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.till import Paid
@@ -200,7 +200,11 @@ class Infer:
             encoded = await self._write(ready.query, outputs, ready.model, digits)
             return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED, False
         except FlightCutError as cut:
-            return problem_reply(cut.error), _fate_of(cut), cut.cut is Cut.CLIENT_GONE
+            return (
+                problem_reply(cut.error),
+                fate_of(cut.cut, begun=cut.begun),
+                cut.cut is Cut.CLIENT_GONE,
+            )
         except AIGovToolError as error:
             return problem_reply(error), Fate.MODEL_ERROR, False
         except Exception as error:  # noqa: BLE001 - charged: whatever happens, there is a receipt
@@ -254,14 +258,6 @@ def check_model(session: Session, name: str, version: str | None) -> None:
         raise NotFoundError(
             "no such model here", expected=f"{manifest.name}, version {manifest.version}"
         )
-
-
-def _fate_of(cut: FlightCutError) -> Fate:
-    if cut.cut is Cut.STOPPED:
-        return Fate.STOPPED
-    if not cut.begun:
-        return Fate.NOT_BEGUN
-    return Fate.CLIENT_GONE if cut.cut is Cut.CLIENT_GONE else Fate.OUT_OF_TIME
 
 
 def _client_left() -> UnavailableError:
