@@ -125,7 +125,7 @@ def test_flags_from_the_environment(consumer: Consumer) -> None:
     assert json.loads(done.stdout)["remaining"] == 4
 
 
-@pytest.mark.parametrize("command", ["query", "verify", "budget", "proxy"])
+@pytest.mark.parametrize("command", ["query", "verify", "budget", "proxy", "chat"])
 def test_every_flag_names_its_variable(command: str) -> None:
     text = CliRunner().invoke(main, ["client", command, "--help"]).stdout
     options = [" ".join(one.split()) for one in text.split("\n  --")[1:]]

@@ -4,62 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aigovtool.cli.client_chat import chat
 from aigovtool.cli.client_receipts import receipts, receipts_option
+from aigovtool.cli.client_shared import (
+    address_option,
+    api_key_option,
+    key_file_type,
+    left,
+    manifest_option,
+    read_key,
+    waiting_said,
+)
 from aigovtool.cli.output import exits, json_option, print_json, result, talk, warn_simulated
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from aigovtool.channel.address import Address
     from aigovtool.channel.connect import AttestedChannel
     from aigovtool.channel.judge import VerifiedEnclave
     from aigovtool.client.session import AsyncClient, Result
-    from aigovtool.errors import BudgetExhaustedError
     from aigovtool.wire.budget import BudgetView
     from aigovtool.wire.control import MoreDecided
     from aigovtool.wire.tensors import Array
 
-MAX_KEY_FILE_BYTES = 4096
-
 F = TypeVar("F", bound=Callable[..., Any])
 
-_address = click.option(
-    "--address",
-    required=True,
-    envvar="AIGOVTOOL_ADDRESS",
-    show_envvar=True,
-    metavar="HOST[:9924]",
-    help="Where the enclave listens.",
-)
-_manifest = click.option(
-    "--manifest",
-    required=True,
-    envvar="AIGOVTOOL_MANIFEST",
-    show_envvar=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The custodian's manifest.toml: which enclave may have your data.",
-)
-_key_file_type = click.Path(path_type=Path, dir_okay=False)
-_api_key_file = click.option(
-    "--api-key-file",
-    required=True,
-    envvar="AIGOVTOOL_API_KEY_FILE",
-    show_envvar=True,
-    type=_key_file_type,
-    help="File with your consumer key.",
-)
 _optional_api_key_file = click.option(
     "--api-key-file",
     envvar="AIGOVTOOL_API_KEY_FILE",
     show_envvar=True,
-    type=_key_file_type,
+    type=key_file_type,
     help="File with your consumer key. Without it, less is shown.",
 )
 
@@ -75,12 +54,13 @@ def client() -> None:
 
 
 client.add_command(receipts)
+client.add_command(chat)
 
 
 @client.command()
-@_address
-@_manifest
-@_api_key_file
+@address_option
+@manifest_option
+@api_key_option
 @click.option(
     "--input",
     "inputs",
@@ -133,7 +113,7 @@ def query(
     async def ask() -> tuple[VerifiedEnclave, Result]:
         async with await _connect(address, manifest, api_key_file, folder) as session:
             arrays = _read(inputs, session)
-            with _waiting() as on_wait:
+            with waiting_said("no queries left") as on_wait:
                 answered = await session.infer(
                     arrays,
                     wait_s=math.inf if wait else 0.0,
@@ -163,12 +143,12 @@ def query(
         )
         return
     result.print(answer.to_text(), markup=False)
-    result.print(_left(answered.remaining), style="dim")
+    result.print(left(answered.remaining), style="dim")
 
 
 @client.command()
-@_address
-@_manifest
+@address_option
+@manifest_option
 @_optional_api_key_file
 @json_option
 @exits
@@ -197,9 +177,9 @@ def verify(*, address: str, manifest: Path, api_key_file: Path | None, as_json: 
 
 
 @client.command()
-@_address
-@_manifest
-@_api_key_file
+@address_option
+@manifest_option
+@api_key_option
 @json_option
 @exits
 def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -> None:
@@ -213,7 +193,9 @@ def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -
     if as_json:
         print_json(view)
         return
-    result.print(_left(view.remaining) + (", of your own budget" if view.own_budget else ""))
+    result.print(
+        left(view.remaining, view.token_price) + (", of your own budget" if view.own_budget else "")
+    )
     result.print(f"loan {view.loan}: {view.state}", markup=False)
     result.print(f"model {view.model} {view.model_version}", markup=False)
     result.print(f"live lease: {view.lease_remaining} credits for {view.lease_valid_s:.1f} s")
@@ -222,13 +204,13 @@ def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -
 
 
 @client.command()
-@_address
-@_manifest
+@address_option
+@manifest_option
 @click.option(
     "--api-key-file",
     envvar="AIGOVTOOL_API_KEY_FILE",
     show_envvar=True,
-    type=_key_file_type,
+    type=key_file_type,
     help="File with the consumer key that is added to requests without an Authorization.",
 )
 @click.option(
@@ -279,7 +261,7 @@ def proxy(
     grpc_where = None if grpc_listen is None else parse_address(grpc_listen, default_port=GRPC_PORT)
     if grpc_where is not None:
         prepare_grpc()
-    api_key = None if api_key_file is None else _read_key(api_key_file)
+    api_key = None if api_key_file is None else read_key(api_key_file)
 
     store = ReceiptStore(folder or default_folder(), manifest=read_manifest(manifest))
 
@@ -313,7 +295,7 @@ async def _connect(
     from aigovtool.client.session import connect_async
 
     session = await connect_async(
-        address, manifest=manifest, api_key=_read_key(api_key_file), receipts=receipts
+        address, manifest=manifest, api_key=read_key(api_key_file), receipts=receipts
     )
     if session.attestation.simulated:
         warn_simulated()
@@ -335,21 +317,6 @@ async def _open(address: str, manifest: Path) -> AttestedChannel:
     return channel
 
 
-def _read_key(path: Path) -> str:
-    from aigovtool.client.session import check_api_key
-    from aigovtool.errors import ConfigurationError
-
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_KEY_FILE_BYTES).decode("ascii", "replace")
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read the API key file {path}: {error.strerror or type(error).__name__}",
-            mend="the custodian gives it out: `consumer.key` in its data folder",
-        ) from None
-    return check_api_key(text.strip())
-
-
 def _read(inputs: tuple[str, ...], session: AsyncClient) -> dict[str, Array]:
     """Turn the files into the model's inputs, as the custodian's signed description says."""
     import msgspec
@@ -361,7 +328,7 @@ def _read(inputs: tuple[str, ...], session: AsyncClient) -> dict[str, Array]:
     if not model.inputs:
         raise ConfigurationError(
             "this is a language model, which takes messages and not tensors",
-            mend="start `aigovtool client proxy` and use any OpenAI client with it",
+            mend="use `aigovtool client chat`, or any OpenAI client with `client proxy`",
         )
     if len(inputs) == 1 and (Path(inputs[0]).exists() or "=" not in inputs[0]):
         return read_inputs(Path(inputs[0]), model=model, interface=interface)
@@ -385,35 +352,3 @@ def _read(inputs: tuple[str, ...], session: AsyncClient) -> dict[str, Array]:
             ),
         )
     return arrays
-
-
-@contextmanager
-def _waiting() -> Iterator[Callable[[BudgetExhaustedError, float], None]]:
-    """Say on stderr that the query waits: a spinner for people, one line for logs."""
-    status: Status | None = None
-    said = False
-
-    def on_wait(why: BudgetExhaustedError, waited_s: float) -> None:
-        nonlocal status, said
-        text = "no queries left: waiting until the custodian frees more"
-        if why.place is not None:
-            text += f", place {why.place[0]} of {why.place[1]}"
-        if not talk.is_terminal:
-            if not said:
-                talk.print(text)
-        elif status is None:
-            status = talk.status(f"{text} (Ctrl-C gives up)")
-            status.start()
-        else:
-            status.update(f"{text}, {waited_s:.0f} s by now (Ctrl-C gives up)")
-        said = True
-
-    try:
-        yield on_wait
-    finally:
-        if status is not None:
-            status.stop()
-
-
-def _left(remaining: int) -> str:
-    return f"{remaining} {'query' if remaining == 1 else 'queries'} left"

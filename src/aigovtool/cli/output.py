@@ -94,6 +94,12 @@ def fail(error: AIGovToolError, *, as_json: bool) -> NoReturn:
     if as_json:
         reasons = [msgspec.to_builtins(reason) for reason in error.reasons]
         print_json({"error": {"kind": error.code, "message": str(error), "reasons": reasons}})
+    tell_error(error)
+    sys.exit(exit_code(error))
+
+
+def tell_error(error: AIGovToolError) -> None:
+    """Say *error* on stderr, with what would mend it."""
     # a reason may quote a peer that nobody has verified: no control sequence reaches the terminal
     for index, reason in enumerate(error.reasons):
         head = Text("error: " if index == 0 else "   and: ", style="bold red")
@@ -105,11 +111,15 @@ def fail(error: AIGovToolError, *, as_json: bool) -> NoReturn:
         ):
             if text is not None:
                 talk.print(Text(f"{name:>11}: ", style="dim") + _plain(text))
-    sys.exit(exit_code(error))
 
 
 def _plain(text: str) -> Text:
-    return Text("".join(c if c.isprintable() else "\ufffd" for c in text), style="default")
+    return Text(printable(text), style="default")
+
+
+def printable(text: str, *, also: str = "") -> str:
+    """Return *text* without what steers a terminal or hides from the eye, except for *also*."""
+    return "".join(c if c.isprintable() or c in also else "\ufffd" for c in text)
 
 
 def exit_code(error: AIGovToolError) -> int:
@@ -120,6 +130,11 @@ def exit_code(error: AIGovToolError) -> int:
 def print_json(value: object) -> None:
     """Print one JSON value on stdout; structs, times and bytes (base64) are understood."""
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
+
+
+def print_json_line(value: object) -> None:
+    """Print one of several JSON values on a line, in ASCII: no text in it steers a terminal."""
+    click.echo(json.dumps(msgspec.to_builtins(value)))
 
 
 def warn_simulated() -> None:

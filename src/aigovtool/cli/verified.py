@@ -31,7 +31,10 @@ def as_lines(enclave: VerifiedEnclave, budget: BudgetView | None) -> Iterator[Te
     else:
         yield _checked("lease", f"{statement.lease}, as of {statement.issued:%FT%TZ}")
     if budget is not None:
-        yield _note("queries left", f"{budget.remaining}, loan {budget.state}")
+        unit = "queries" if budget.token_price is None else "credits"
+        yield _note(f"{unit} left", f"{budget.remaining}, loan {budget.state}")
+        if (price := budget.token_price) is not None:
+            yield _note("token price", f"{price.input} of input, {price.output} of output")
 
 
 def as_json_value(enclave: VerifiedEnclave, budget: BudgetView | None) -> dict[str, Any]:
