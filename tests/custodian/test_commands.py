@@ -19,6 +19,7 @@ from aigovtool.custodian.app import initialise, open_custodian
 from aigovtool.custodian.data import DataFolder
 from aigovtool.errors import ConfigurationError, ConflictError
 from tests import postgresql
+from tests.custodian.gguf import gguf
 from tests.custodian.house import DIGITS
 from tests.custodian.ledgers import SetClock
 
@@ -247,6 +248,42 @@ def test_the_whole_command_line_against_a_running_custodian(tmp_path: Path) -> N
         watched.send_signal(signal.SIGINT)
         assert watched.wait(PROCESS_LIMIT_S) in (0, 130)
         watched.stdout.close()
+        assert serving.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.usefixtures("platform")
+def test_a_language_model_is_lent_at_a_price_with_limits_by_commands_alone(tmp_path: Path) -> None:
+    data, model = tmp_path / "data", tmp_path / "tiny.gguf"
+    model.write_bytes(gguf())
+    init(data)
+    said = ("--price-input", "2", "--price-output", "6", "--max-output-tokens-per-day", "900")
+    with Serving(data, "--upload", str(model), *said, "--share-prefixes") as serving:
+        data_option = ("--data", str(data))
+        shown = json.loads(run("loan", "show", "--json", *data_option).stdout)["terms"]
+        assert shown["token_price"] == {"input": 2, "output": 6}
+        assert shown["shared_prefixes"] is True
+        assert shown["max_lease_credits"] == 6 * 2048
+        assert shown["extraction"]["output_tokens_per_day"] == 900
+        changes = ("--max-output-tokens-per-day", "none", "--max-top-logprobs", "0")
+        more = ("--price-output", "5", "--no-share-prefixes", "--alarm-alike", "7", "--json")
+        changed = run("loan", "set", *changes, *more, *data_option)
+        terms = json.loads(changed.stdout)["terms"]
+        assert terms["token_price"] == {"input": 2, "output": 5}
+        assert terms["shared_prefixes"] is False
+        limits = terms["extraction"]
+        assert (limits["top_logprobs"], limits["alike_per_day"]) == (0, 7)
+        assert limits["output_tokens_per_day"] is None
+        told = run("loan", "show", *data_option).stdout
+        assert "2 credits a token of input, 5 of output; top logprobs 0; alike per day 7" in told
+        assert json.loads(run("model", "list", "--json", *data_option).stdout)[0]["context"] == 2048
+        refused = run("loan", "set", "--price-output", "7", *data_option)
+        assert refused.exit_code == 2
+        assert f"--max-lease-credits {7 * 2048}" in refused.output
+        created = run(
+            "loan", "create", "--name", "second", "--model", "tiny", "--top-labels", "3", "--json",
+            *data_option,
+        )  # fmt: skip
+        assert json.loads(created.stdout)["loan"]["terms"]["extraction"]["top_labels"] == 3
         assert serving.end(signal.SIGTERM) == 0
 
 

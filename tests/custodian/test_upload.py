@@ -16,8 +16,10 @@ from aigovtool.custodian.onnxfile import read_signature, source_files
 from aigovtool.custodian.tokens import hash_token
 from aigovtool.custodian.upload import Upload, model_name
 from aigovtool.errors import ConfigurationError, ConflictError, MalformedError
+from aigovtool.sealing.interface import encode_interface
 from aigovtool.sealing.manifest import verify_manifest
 from aigovtool.wire.ticket import read_ticket
+from tests.custodian.gguf import gguf
 from tests.custodian.house import DIGITS, TERMS, House, house
 
 
@@ -196,3 +198,29 @@ def test_a_copy_of_the_model_is_the_same_model(made: House, tmp_path: Path) -> N
     copy = tmp_path / "digits.onnx"
     shutil.copy(DIGITS, copy)
     assert upload(made, copy).digest == made.lent.model.digest
+
+
+def test_a_gguf_file_is_known_by_its_first_bytes_and_sealed_without_tensors(
+    made: House, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(gguf())
+    model = upload(made, path)
+    manifest = verify_manifest(model.manifest, made.app.key.public_key).manifest
+    assert (manifest.format, manifest.entry, manifest.interface) == ("gguf", "tiny.onnx", None)
+    assert manifest.signature.inputs == manifest.signature.outputs == ()
+    assert model.context == 2048
+    with made.app.ledger.read() as tx:
+        assert tx.model(model.digest) == model
+    assert made.lent.model.context is None
+
+
+def test_a_language_model_with_an_interface_is_refused(made: House, tmp_path: Path) -> None:
+    path, interface = tmp_path / "tiny.gguf", tmp_path / "interface.json"
+    path.write_bytes(gguf())
+    described = verify_manifest(made.lent.model.manifest, made.app.key.public_key).manifest
+    assert described.interface is not None
+    interface.write_bytes(encode_interface(described.interface))
+    with pytest.raises(MalformedError) as caught:
+        upload(made, path, interface=interface)
+    assert caught.value.reasons[0].code == "interface.language_model"

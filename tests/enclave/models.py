@@ -169,6 +169,8 @@ def sealed(
     name: str = "tiny",
     version: str = "1",
     interface: ModelInterface | None = None,
+    format: str = "onnx",
+    entry: str = "model.onnx",
 ) -> Sealed:
     """Seal the files of a model."""
     files, signature = model
@@ -183,8 +185,8 @@ def sealed(
         description=ModelDescription(
             name=name,
             version=version,
-            format="onnx",
-            entry="model.onnx",
+            format=format,
+            entry=entry,
             signature=signature,
             interface=interface,
         ),

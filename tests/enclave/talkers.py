@@ -27,6 +27,7 @@ class Utterance:
         model = self._model
         with model.counting:
             model.running += 1
+            model.idle.clear()
             model.most_running = max(model.most_running, model.running)
         try:
             for number in range(self._prompt.max_output):
@@ -43,6 +44,8 @@ class Utterance:
         finally:
             with model.counting:
                 model.running -= 1
+                if not model.running:
+                    model.idle.set()
 
     def terminate(self) -> None:
         self._ended.set()
@@ -74,6 +77,8 @@ class Talker:
         self.threads = ThreadPoolExecutor(slots)
         self.step, self.wake = step, wake
         self.counting = threading.Lock()
+        self.idle = threading.Event()  # no answer is being made
+        self.idle.set()
         self.running = self.most_running = self.produced = 0
         self.fails_at: int | None = None
 

@@ -287,9 +287,7 @@ async def test_a_client_that_leaves_pays_for_what_was_given_and_frees_its_slot(
             for _ in range(3):
                 await stream.word()
             stream.answer.close()
-        async with asyncio.timeout(10):
-            while model.running:
-                await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(model.idle.wait, 10)
         gate.let(2)
         assert (await ask(enclave, CHAT, HELLO | {"max_tokens": 2}))[0] == 200
         assert await settled(enclave) == INPUT * 2 + 9 + 6

@@ -15,6 +15,7 @@ from aigovtool.enclave import loader as loader_module
 from aigovtool.enclave.cache import BodyCache
 from aigovtool.enclave.loader import Loader
 from aigovtool.enclave.progress import LoggedProgress
+from aigovtool.enclave.runtime.base import RuntimeOptions
 from aigovtool.enclave.runtime.onnx import OnnxModel
 from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.errors import UnavailableError, VerificationError
@@ -61,8 +62,7 @@ def loader(source: Source, cache: Path | None = None) -> Loader:
     return Loader(
         source=source,
         cache=BodyCache(cache),
-        intra_op_threads=1,
-        packed_bytes=0,
+        options=RuntimeOptions(intra_op_threads=1),
         progress=LoggedProgress(),
     )
 

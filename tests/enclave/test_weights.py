@@ -192,6 +192,7 @@ from aigovtool.enclave.cache import BodyCache
 from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.loader import Loader
 from aigovtool.enclave.progress import LoggedProgress
+from aigovtool.enclave.runtime.base import RuntimeOptions
 from aigovtool.sealing.manifest import verify_manifest
 
 folder, custodian, key = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), bytes.fromhex(sys.argv[3])
@@ -241,8 +242,8 @@ def peak():
 
 async def main():
     verified = verify_manifest((folder / "manifest").read_bytes(), custodian)
-    loader = Loader(source=Source(), cache=BodyCache(folder / "cache"), intra_op_threads=1,
-                    packed_bytes=0, progress=LoggedProgress())
+    loader = Loader(source=Source(), cache=BodyCache(folder / "cache"),
+                    options=RuntimeOptions(intra_op_threads=1), progress=LoggedProgress())
     before = peak()
     model = await loader.load(verified, key)
     loaded = peak()

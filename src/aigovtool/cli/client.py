@@ -328,7 +328,8 @@ def _read(inputs: tuple[str, ...], session: AsyncClient) -> dict[str, Array]:
     if not model.inputs:
         raise ConfigurationError(
             "this is a language model, which takes messages and not tensors",
-            mend="use `aigovtool client chat`, or any OpenAI client with `client proxy`",
+            mend="ask it with `aigovtool client chat`, or with any OpenAI client by way of "
+            "`aigovtool client proxy`",
         )
     if len(inputs) == 1 and (Path(inputs[0]).exists() or "=" not in inputs[0]):
         return read_inputs(Path(inputs[0]), model=model, interface=interface)

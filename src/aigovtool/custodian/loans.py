@@ -9,10 +9,13 @@ Rule 2: tokens and keys are returned once, when they are made, and kept as hashe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from aigovtool.attestation.policy import parse_policy
@@ -21,19 +24,31 @@ from aigovtool.custodian.consumers import ConsumerTerms, check_terms, new_limits
 from aigovtool.custodian.ledger import Entry, Ledger, consumer_of, loan_of
 from aigovtool.custodian.lifecycle import LoanState, move_loan, state_at
 from aigovtool.custodian.periods import Unit, period_at
-from aigovtool.custodian.records import Consumer, Exposure, GrantKind, GrantRow, Loan, LoanTerms
+from aigovtool.custodian.records import (
+    DEFAULT_LEASE_CREDITS,
+    Consumer,
+    Exposure,
+    GrantKind,
+    GrantRow,
+    Loan,
+    LoanTerms,
+    Model,
+)
 from aigovtool.custodian.sessions import terms_of
 from aigovtool.custodian.store.base import Reading
 from aigovtool.custodian.tokens import CONSUMER, TICKET, hash_token, new_token
 from aigovtool.errors import ConflictError, MalformedError, NotFoundError
 from aigovtool.ids import ConsumerId, LoanId, new_id
 from aigovtool.wire.control import LoanChanged, ModelReplaced, TermsChanged
+from aigovtool.wire.enrolment import TokenPrice
+from aigovtool.wire.extraction import check_extraction
 from aigovtool.wire.limits import NO_LIMITS, Limits, Rate, check_limits
 
 MAX_NAME_CHARACTERS = 100
 MAX_LEASE_DURATION_S = 3600.0  # with longer leases "stop" would not mean much
 MAX_ENCLAVES = 10_000
 MAX_LEASE_CREDITS = 1_000_000_000
+MAX_TOKEN_PRICE = 1_000_000
 MAX_SETTLE_GRACE_S = 86_400.0
 MAX_WIPE_AFTER_S = 30 * 86_400.0
 MAX_LOAN_LIFE = timedelta(days=36_525)  # a century
@@ -72,6 +87,8 @@ class Loans:
 
         Args:
             policy: text of the appraisal policy, TOML.
+            terms: of a language model, with leases that can pay for any one query; leases of
+                `DEFAULT_LEASE_CREDITS` become as large as that takes.
             credits: the first grant; 0 for none.
 
         Raises:
@@ -84,7 +101,11 @@ class Loans:
         parse_policy(policy.encode())
         with self._ledger.write() as entry:
             _check_terms(terms, entry.now)
-            _check_model(entry, model)
+            least = least_lease(_model_of(entry, model), terms)
+            if terms.max_lease_credits == DEFAULT_LEASE_CREDITS < least:
+                largest = min(least, MAX_LEASE_CREDITS)
+                terms = dataclasses.replace(terms, max_lease_credits=largest)
+            _check_lease(terms, least)
             if any(other.name == name for other in entry.tx.loans()):
                 raise ConflictError(
                     f"there is a loan named {name!r} already", mend="choose another --name"
@@ -152,9 +173,16 @@ class Loans:
         lease_duration_s: float | None = None,
         max_lease_credits: int | None = None,
         max_enclaves: int | None = None,
+        price_input: int | None = None,
+        price_output: int | None = None,
+        shared_prefixes: bool | None = None,
+        extraction: Mapping[str, int | None] = MappingProxyType({}),
     ) -> Loan:
         """
         Change what is given of a loan's terms, and tell its enclaves. Leases that live, live on.
+
+        Args:
+            extraction: by the names of `ExtractionLimits`; None takes a limit away.
 
         Raises:
             NotFoundError: no such loan.
@@ -165,6 +193,7 @@ class Loans:
             "lease_duration_s": lease_duration_s,
             "max_lease_credits": max_lease_credits,
             "max_enclaves": max_enclaves,
+            "shared_prefixes": shared_prefixes,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         if not isinstance(expires, UnsetType):
@@ -173,8 +202,15 @@ class Loans:
             loan = loan_of(entry.tx, loan_id)
             _check_not_over(loan, entry.now)
             changes["limits"] = new_limits(loan.terms.limits, rate, concurrency)
+            price = loan.terms.token_price
+            changes["token_price"] = TokenPrice(
+                input=price.input if price_input is None else price_input,
+                output=price.output if price_output is None else price_output,
+            )
+            changes["extraction"] = msgspec.structs.replace(loan.terms.extraction, **extraction)
             terms = dataclasses.replace(loan.terms, **changes)
             _check_terms(terms, entry.now)
+            _check_lease(terms, least_lease(_model_of(entry, loan.model), terms))
             if terms != loan.terms:
                 fresh = terms.limits.rate != loan.terms.limits.rate
                 loan = dataclasses.replace(
@@ -199,7 +235,7 @@ class Loans:
 
         Raises:
             NotFoundError: no such loan, or no such model.
-            MalformedError: *retire_after_s* out of bounds.
+            MalformedError: *retire_after_s* out of bounds, or leases too small for one query.
             ConflictError: the loan lends this model already, has expired or is closed.
         """
         if not 0 <= retire_after_s <= MAX_RETIRE_S:
@@ -212,7 +248,7 @@ class Loans:
         with self._ledger.write() as entry:
             loan = loan_of(entry.tx, loan_id)
             _check_not_over(loan, entry.now)
-            _check_model(entry, model)
+            _check_lease(loan.terms, least_lease(_model_of(entry, model), loan.terms))
             if loan.model == model:
                 raise ConflictError(
                     f"the loan {loan_id} is of this model already",
@@ -386,11 +422,33 @@ def _check_not_over(loan: Loan, now: datetime) -> None:
         )
 
 
-def _check_model(entry: Entry, model: bytes) -> None:
-    if entry.tx.model(model) is None:
-        raise NotFoundError(
-            f"there is no model {model.hex()}", mend="aigovtool custodian model list"
+def least_lease(model: Model, terms: LoanTerms) -> int:
+    """Return the credits that a lease must hold to pay for any one query, as far as is known."""
+    if model.context is None:
+        return 1
+    return model.context * max(terms.token_price.input, terms.token_price.output)
+
+
+def _check_lease(terms: LoanTerms, least: int) -> None:
+    if terms.max_lease_credits < least:
+        raise MalformedError(
+            "a lease of this loan could not pay for one query",
+            code="loan.lease_too_small",
+            expected=f"max_lease_credits of at least {least}, the longest query at these prices",
+            came=str(terms.max_lease_credits),
+            mend=f"--max-lease-credits {least}"
+            if least <= MAX_LEASE_CREDITS
+            else f"lower prices: no lease holds more than {MAX_LEASE_CREDITS}",
         )
+
+
+def _model_of(entry: Entry, digest: bytes) -> Model:
+    model = entry.tx.model(digest)
+    if model is None:
+        raise NotFoundError(
+            f"there is no model {digest.hex()}", mend="aigovtool custodian model list"
+        )
+    return model
 
 
 def _check_terms(terms: LoanTerms, now: datetime) -> None:
@@ -401,6 +459,8 @@ def _check_terms(terms: LoanTerms, now: datetime) -> None:
         ("settle_grace_s", terms.settle_grace_s, 0, MAX_SETTLE_GRACE_S),
         ("wipe_after_s", terms.wipe_after_s, 1, MAX_WIPE_AFTER_S),
         ("reattest_interval_s", terms.reattest_interval_s, 0, MAX_REATTEST_INTERVAL_S),
+        ("price_input", terms.token_price.input, 1, MAX_TOKEN_PRICE),
+        ("price_output", terms.token_price.output, 1, MAX_TOKEN_PRICE),
     ):
         if not low <= value <= high:  # not a number fails too
             raise MalformedError(
@@ -410,6 +470,7 @@ def _check_terms(terms: LoanTerms, now: datetime) -> None:
                 came=str(value),
             )
     check_limits(terms.limits)
+    check_extraction(terms.extraction)
     if terms.expires is not None and terms.expires <= now:
         raise MalformedError(
             "the loan would have expired before it begins",

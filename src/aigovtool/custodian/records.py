@@ -20,13 +20,15 @@ from aigovtool.custodian.lifecycle import LoanState, SessionState
 from aigovtool.custodian.periods import Period
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Signed
-from aigovtool.wire.enrolment import Keys
+from aigovtool.wire.enrolment import ONE_CREDIT_A_TOKEN, Keys, TokenPrice
+from aigovtool.wire.extraction import NO_EXTRACTION_LIMITS, ExtractionLimits
 from aigovtool.wire.limits import NO_LIMITS, Limits
 
 RequestId = NewType("RequestId", str)
 BorrowerId = NewType("BorrowerId", str)
 WebhookId = NewType("WebhookId", str)
 
+DEFAULT_LEASE_CREDITS = 10_000
 CUSTODIAN = "custodian"  # the actor of what nobody asked for
 
 
@@ -51,6 +53,8 @@ class Model:
         wrapped_key: its content key, wrapped by the vault.
         body_sha256: of the sealed body's file, for If-Range and for whoever keeps a copy.
         source_sha256: of the plain entry file, by which an upload is recognised.
+        context: tokens that input and output of one query of a language model may have together,
+            None for a model of tensors.
     """
 
     digest: bytes
@@ -62,6 +66,7 @@ class Model:
     body_sha256: bytes
     source_sha256: bytes
     created: datetime
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,16 +83,22 @@ class LoanTerms:
         reattest_interval_s: after this long a session must attest again; 0 for never.
         expires: when the loan ends, or None.
         limits: of all its queries together, on all enclaves.
+        token_price: of a language model.
+        shared_prefixes: whether what is kept of one consumer's prompt may serve another's.
+        extraction: what each consumer gets of the model.
     """
 
     max_enclaves: int = 16
-    max_lease_credits: int = 10_000
+    max_lease_credits: int = DEFAULT_LEASE_CREDITS
     lease_duration_s: float = 5.0
     settle_grace_s: float = 30.0
     wipe_after_s: float = 3600.0
     reattest_interval_s: float = 3600.0
     expires: datetime | None = None
     limits: Limits = NO_LIMITS
+    token_price: TokenPrice = ONE_CREDIT_A_TOKEN
+    shared_prefixes: bool = False
+    extraction: ExtractionLimits = NO_EXTRACTION_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,9 @@ def terms_of(loan: Loan, now: datetime) -> Terms:
         expires=expires,
         expires_in_s=None if expires is None else (expires - now) / timedelta(seconds=1),
         limits=loan.terms.limits,
+        tokens=loan.terms.token_price,
+        shared_prefixes=loan.terms.shared_prefixes,
+        extraction=loan.terms.extraction,
     )
 
 

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.custodian.data import DataFolder
+from aigovtool.custodian.gguffile import is_gguf, read_gguf
 from aigovtool.custodian.ledger import Ledger
 from aigovtool.custodian.onnxfile import read_signature, source_files
 from aigovtool.custodian.records import Model
-from aigovtool.errors import ConfigurationError, ConflictError
+from aigovtool.errors import ConfigurationError, ConflictError, MalformedError
 from aigovtool.ids import new_id
 from aigovtool.sealing.chunked import Progress
 from aigovtool.sealing.interface import ModelInterface, decode_interface
-from aigovtool.sealing.manifest import verify_manifest
-from aigovtool.sealing.seal import ModelDescription, new_content_key, seal
+from aigovtool.sealing.manifest import ModelFormat, ModelSignature, verify_manifest
+from aigovtool.sealing.seal import ModelDescription, SourceFile, new_content_key, seal
 
+NO_TENSORS = ModelSignature()
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -37,7 +39,7 @@ class Upload:
     What is to be sealed.
 
     Args:
-        path: an ONNX file; its external data lies beside it.
+        path: an ONNX file, whose external data lies beside it, or a GGUF file.
         name: of the model, None for the file's.
         interface: path of an ``interface.json``, None to derive one from the tensors.
     """
@@ -47,6 +49,23 @@ class Upload:
     version: str = "1"
     interface: Path | None = None
     licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """
+    A model as its files have it.
+
+    Args:
+        files: the first of them is the one that a runtime loads.
+        context: tokens of a language model's context, None for one of tensors.
+    """
+
+    format: ModelFormat
+    files: Sequence[SourceFile]
+    signature: ModelSignature = NO_TENSORS
+    interface: ModelInterface | None = None
+    context: int | None = None
 
 
 class Uploads:
@@ -81,8 +100,14 @@ class Uploads:
             UnavailableError: the disk is full.
         """
         interface = None if wanted.interface is None else _read_interface(wanted.interface)
-        files = source_files(wanted.path)
-        signature, derived = read_signature(wanted.path)
+        found = _read_model(wanted.path)
+        files = found.files
+        if interface is not None and found.context is not None:
+            raise MalformedError(
+                "an interface describes tensors, and a language model has none",
+                code="interface.language_model",
+                mend="seal it without --interface",
+            )
         name = wanted.name or model_name(wanted.path)
         source = _digest_files([file.path for file in files])
         with self._ledger.read() as tx:
@@ -102,10 +127,10 @@ class Uploads:
             description=ModelDescription(
                 name=name,
                 version=wanted.version,
-                format="onnx",
+                format=found.format,
                 entry=files[0].name,
-                signature=signature,
-                interface=interface or derived,
+                signature=found.signature,
+                interface=interface or found.interface,
                 licence=wanted.licence,
             ),
             content_key=content_key,
@@ -130,6 +155,7 @@ class Uploads:
                 body_sha256=bytes.fromhex(body.sha256),
                 source_sha256=source,
                 created=entry.now,
+                context=found.context,
             )
             entry.tx.insert_model(model)
             entry.event(
@@ -156,6 +182,19 @@ class Uploads:
 def model_name(path: Path) -> str:
     """Return a usable model name out of a file's name."""
     return _NOT_IN_NAMES.sub("-", path.stem).strip("-._") or "model"
+
+
+def _read_model(path: Path) -> _Source:
+    """Read what *path* is by its first bytes, whatever its name says; raises as `upload`."""
+    if is_gguf(path):
+        return _Source(
+            format="gguf",
+            files=[SourceFile(name=path.name, path=path)],
+            context=read_gguf(path).context,
+        )
+    files = source_files(path)
+    signature, interface = read_signature(path)
+    return _Source(format="onnx", files=files, signature=signature, interface=interface)
 
 
 def _read_interface(path: Path) -> ModelInterface:

@@ -218,8 +218,7 @@ class House:
             loader=Loader(
                 source=client,
                 cache=self._cache,
-                intra_op_threads=config.intra_op_threads,
-                packed_bytes=config.packed_bytes,
+                options=config.runtime_options(),
                 progress=self._progress,
             ),
             room=self._models,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from aigovtool.enclave.runtime.base import DEFAULT_CONTEXT, DEFAULT_SLOTS, RuntimeOptions
 from aigovtool.errors import ConfigurationError
 
 DEFAULT_LISTEN = "0.0.0.0:9924"  # consumers connect from elsewhere; TLS and their keys guard it
@@ -91,6 +92,8 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         intra_op_threads: threads that one computation may use, 0 to choose by model and cores.
         packed_bytes: models of at most this size get a second copy of their weights, packed as the
             runtime's kernels read them; larger ones are computed from where they were decrypted.
+        slots: queries that a language model computes at one time.
+        context: tokens that input and output of one of them may have together.
         max_model_bytes: of the memory that all models take together (`model_room`), None for what
             `default_model_bytes` says.
         fetch_endorsements: ask the TEE's vendor for what it says of this platform; kinds that bring
@@ -107,6 +110,8 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     compute_threads: int = DEFAULT_COMPUTE_THREADS
     intra_op_threads: int = 0
     packed_bytes: int = DEFAULT_PACKED_BYTES
+    slots: int = DEFAULT_SLOTS
+    context: int = DEFAULT_CONTEXT
     max_model_bytes: int | None = None
     fetch_endorsements: bool = True
     pccs: str | None = None
@@ -116,6 +121,15 @@ class EnclaveConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def address(self) -> tuple[str, int]:
         """Return host and port of `listen`; raises ConfigurationError."""
         return read_address(self.listen)
+
+    def runtime_options(self) -> RuntimeOptions:
+        """Return what concerns runtimes."""
+        return RuntimeOptions(
+            intra_op_threads=self.intra_op_threads,
+            packed_bytes=self.packed_bytes,
+            slots=self.slots,
+            context=self.context,
+        )
 
 
 def default_model_bytes() -> int:

@@ -1,8 +1,9 @@
 """
 From a signed manifest and a content key to a model that answers.
 
-Rule 1: plaintext exists in memory only, and once: the runtime computes from where it was decrypted.
-        That memory is overwritten when the model is closed, or at once if the runtime copied it.
+Rule 1: plaintext exists in memory only, and once: the runtime gives the memory to decrypt to, and
+        computes from there. It is overwritten when the model is closed, or at once if the runtime
+        copied it.
 Rule 2: what comes is decrypted as it comes. A download that is cut goes on where it was cut;
         ciphertext is cached if there is a place, before it is decrypted.
 Rule 3: cached bytes that do not authenticate are fetched anew, once; then the fault is elsewhere.
@@ -21,13 +22,11 @@ from typing import Protocol
 
 from aigovtool.enclave.backoff import Backoff
 from aigovtool.enclave.cache import BodyCache
-from aigovtool.enclave.runtime.onnx import OnnxModel
-from aigovtool.enclave.runtime.weights import lend_weights
-from aigovtool.enclave.secret_bytes import overwrite
-from aigovtool.errors import MalformedError, UnavailableError, VerificationError
+from aigovtool.enclave.runtime.base import Model, RuntimeOptions
+from aigovtool.enclave.runtime.registry import runtime_for
+from aigovtool.errors import UnavailableError, VerificationError
 from aigovtool.sealing.chunked import Source
-from aigovtool.sealing.manifest import FileEntry, VerifiedManifest
-from aigovtool.sealing.memory import anonymous_memory
+from aigovtool.sealing.manifest import VerifiedManifest
 from aigovtool.sealing.unseal import unseal_into
 
 MAX_CUTS = 8  # of one download without a byte in between
@@ -66,8 +65,7 @@ class Loader:
     Args:
         source: gives sealed bodies.
         cache: keeps them.
-        intra_op_threads: for the runtime, 0 for its own choice.
-        packed_bytes: larger models get no second copy of their weights.
+        options: for the runtime, which the model's format chooses.
         progress: is told how it goes.
     """
 
@@ -76,17 +74,15 @@ class Loader:
         *,
         source: BodySource,
         cache: BodyCache,
-        intra_op_threads: int,
-        packed_bytes: int,
+        options: RuntimeOptions,
         progress: Progress,
     ) -> None:
         self._source = source
         self._cache = cache
-        self._intra_op_threads = intra_op_threads
-        self._packed_bytes = packed_bytes
+        self._options = options
         self._progress = progress
 
-    async def load(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
+    async def load(self, verified: VerifiedManifest, content_key: bytes) -> Model:
         """
         Fetch, unseal and load the model.
 
@@ -94,19 +90,15 @@ class Loader:
             VerificationError: the body is not the manifest's, or not sealed with this key.
             UnavailableError: it cannot be fetched, or there is no memory.
             MalformedError: no runtime here can load it.
+            ConfigurationError: what its runtime needs is not installed; nothing is fetched then.
         """
-        if verified.manifest.format != "onnx":
-            raise MalformedError(
-                "no runtime for models of this format",
-                expected="onnx",
-                came=verified.manifest.format,
-            )
+        runtime_for(verified.manifest, self._options)
         try:
             return await self._from_cache(verified, content_key)
         finally:
             self._progress.end()
 
-    async def _from_cache(self, verified: VerifiedManifest, content_key: bytes) -> OnnxModel:
+    async def _from_cache(self, verified: VerifiedManifest, content_key: bytes) -> Model:
         body = verified.manifest.body
         with self._cache.reading(body) as whole:
             if whole is not None:
@@ -133,7 +125,7 @@ class Loader:
 
     async def _fetched(
         self, verified: VerifiedManifest, content_key: bytes, part: _Part | None
-    ) -> OnnxModel:
+    ) -> Model:
         """Decrypt while fetching; what *part* has is not fetched, and the rest is added to it."""
         pipe = _Pipe()
 
@@ -192,7 +184,7 @@ class Loader:
         verified: VerifiedManifest,
         content_key: bytes,
         what: str = "unsealing",
-    ) -> OnnxModel:
+    ) -> Model:
         guarded = _Cancellable(source)
         self._progress.begin(what, verified.manifest.plaintext_size)
         work = asyncio.create_task(
@@ -209,41 +201,21 @@ class Loader:
 
     def _unseal_in_thread(
         self, source: Source, verified: VerifiedManifest, content_key: bytes
-    ) -> OnnxModel:
-        manifest = verified.manifest
-        memory: dict[str, memoryview] = {}
-
-        def allocate(file: FileEntry) -> memoryview:
-            memory[file.name] = anonymous_memory(file.size)
-            return memory[file.name]
-
+    ) -> Model:
+        runtime = runtime_for(verified.manifest, self._options)
         unsealed = unseal_into(
-            source, verified, content_key, allocate=allocate, progress=self._progress.at
+            source,
+            verified,
+            content_key,
+            allocate=runtime.allocate,
+            progress=self._progress.at,
         )
         try:
             unsealed.confirm()
-            files = dict(unsealed.files)
-            graph, lent = lend_weights(memory.pop(manifest.entry), manifest.entry)
-            memory.clear()
-            if not lent:
-                del files[manifest.entry]
-            try:
-                model = OnnxModel.load(
-                    manifest,
-                    graph,
-                    files,
-                    intra_op_threads=self._intra_op_threads,
-                    packed=manifest.plaintext_size <= self._packed_bytes,
-                    wipe=unsealed.wipe,
-                )
-            finally:
-                overwrite(graph)
+            return runtime.load(unsealed.files, unsealed.wipe)
         except BaseException:
             unsealed.wipe()
             raise
-        if not files:
-            unsealed.wipe()  # the runtime has copied the graph, and nothing else was lent
-        return model
 
 
 class _Part:
@@ -307,13 +279,11 @@ class _Pipe:
         self._pieces.put_nowait(piece)
 
     def fail(self, error: Exception) -> None:
-        """Let the reader raise *error* next."""
-        while True:
-            with contextlib.suppress(queue.Full):
-                self._pieces.put_nowait(error)
-                return
-            with contextlib.suppress(queue.Empty):
+        """Let the reader raise *error* next; no piece may follow one that was taken out."""
+        with contextlib.suppress(queue.Empty):
+            while True:
                 self._pieces.get_nowait()
+        self._pieces.put_nowait(error)
 
     def readinto(self, buffer: memoryview, /) -> int:
         if not self._rest:

@@ -5,7 +5,8 @@ MRTD = SHA-384 over these lines, sorted, each ended by a line feed, after `_HEAD
 
     file <path in the package> <SHA-256>           every file of the installed `aigovtool`
     interpreter <name> <version> <SHA-256>         the Python executable
-    distribution <name> <version> <SHA-256>        each one that `aigovtool` needs, and they need
+    distribution <name> <version> <SHA-256>        each one that `aigovtool` needs, or that brings a
+                                                   runtime for models; and what they need
 
 A distribution counts by its RECORD, without the lines that depend on where or how it was installed
 (scripts, caches, installer's notes). So the measurement is the same wherever the same things are
@@ -35,6 +36,7 @@ _CHUNK_BYTES = 1 << 20
 _INSTALLERS_OWN = re.compile(
     r"^\.\.|\.pyc,|/(?:INSTALLER|REQUESTED|RECORD|direct_url\.json|uv_cache\.json),"
 )
+_RUNTIME_OF_OURS = "xllamacpp"  # of the extra `llm`: it sees weights and queries
 _REQUIREMENT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -91,6 +93,7 @@ def _interpreter() -> str:
 def _distributions() -> list[str]:
     """Walk the requirements from ours; what is not installed here (extras, markers) is not run."""
     lines, seen, todo = [], {_PACKAGE}, _requirements(metadata.distribution(_PACKAGE))
+    todo += [_RUNTIME_OF_OURS, *_runtimes()]
     while todo:
         name = todo.pop()
         if name in seen:
@@ -105,13 +108,23 @@ def _distributions() -> list[str]:
     return lines
 
 
+def _runtimes() -> list[str]:
+    """Return who brings runtimes for models beside ours (`enclave.runtime.registry`)."""
+    found = metadata.entry_points(group="aigovtool.runtimes")
+    return [_canonical(one.dist.name) for one in found if one.dist is not None]
+
+
 def _requirements(distribution: metadata.Distribution) -> list[str]:
     names = []
     for requirement in distribution.requires or ():
         match = _REQUIREMENT.match(requirement)
         if match and "extra ==" not in requirement.replace("extra==", "extra =="):
-            names.append(re.sub(r"[-_.]+", "-", match[0]).lower())
+            names.append(_canonical(match[0]))
     return names
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _record(distribution: metadata.Distribution) -> str:

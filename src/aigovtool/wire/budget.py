@@ -18,7 +18,7 @@ class BudgetView(Message, frozen=True, kw_only=True):
         lease_remaining: credits in the live leases of this enclave.
         lease_valid_s: how long the longest of them still lives, 0 without one.
         waiting: queries that wait for credits.
-        token_price: of a language model, whose credits are spent by tokens.
+        token_price: of a language model, None for one of tensors.
     """
 
     loan: LoanId

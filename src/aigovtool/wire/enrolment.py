@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import Message, Signed, Time
+from aigovtool.wire.extraction import NO_EXTRACTION_LIMITS, ExtractionLimits
 from aigovtool.wire.limits import NO_LIMITS, Limits
 
 
@@ -119,6 +120,7 @@ class Terms(Message, frozen=True, kw_only=True):
         tokens: what a language model's tokens cost.
         shared_prefixes: whether what is kept of one consumer's prompt may serve another's, who can
             tell by the time that it takes.
+        extraction: what each consumer gets of the model.
     """
 
     lease_duration_s: float
@@ -128,6 +130,7 @@ class Terms(Message, frozen=True, kw_only=True):
     limits: Limits = NO_LIMITS
     tokens: TokenPrice = ONE_CREDIT_A_TOKEN
     shared_prefixes: bool = False
+    extraction: ExtractionLimits = NO_EXTRACTION_LIMITS
 
 
 class RosterEntry(Message, frozen=True, kw_only=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from aigovtool.cli.custodian.group import custodian
+from aigovtool.cli.custodian.options import ModelTerms, OrNone, with_model_terms
 from aigovtool.cli.custodian.remote import (
     POLICY_MEND,
     V1,
@@ -47,19 +48,6 @@ concurrency_option = click.option(
 )
 
 
-class _OrNone(click.ParamType[Any]):
-    """What *kind* takes, or a word for none of it, which becomes ''."""
-
-    def __init__(self, kind: click.ParamType[Any], word: str) -> None:
-        self.name = f"{kind.name}|{word}"
-        self._kind, self._word = kind, word
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        return "" if value == self._word else self._kind.convert(value, param, ctx)
-
-
 def _given(**options: object) -> dict[str, object]:
     """Return the options that were given, with None for the word that takes one away."""
     return {
@@ -74,15 +62,15 @@ def _given(**options: object) -> dict[str, object]:
 
 
 set_rate_option = click.option(
-    "--rate", type=_OrNone(click.STRING, "none"), help="N/s, N/min, N/hour, N/day, or none."
+    "--rate", type=OrNone(click.STRING, "none"), help="N/s, N/min, N/hour, N/day, or none."
 )
 set_concurrency_option = click.option(
     "--concurrency",
-    type=_OrNone(click.IntRange(min=1), "none"),
+    type=OrNone(click.IntRange(min=1), "none"),
     help="Queries at one time, on all enclaves, or none.",
 )
 set_expires_option = click.option(
-    "--expires", type=_OrNone(DATES, "never"), help="In UTC, or never."
+    "--expires", type=OrNone(DATES, "never"), help="In UTC, or never."
 )
 
 
@@ -114,7 +102,7 @@ def model_seal(
     database: str | None,
     as_json: bool,
 ) -> None:
-    """Seal an ONNX model and register it; a server that runs on the folder does it itself."""
+    """Seal an ONNX or GGUF model and register it; a server on the folder does it itself."""
     from aigovtool.clock import SystemClock
     from aigovtool.custodian import files
     from aigovtool.custodian.api import views
@@ -195,6 +183,7 @@ def loan() -> None:
 )
 @rate_option
 @concurrency_option
+@with_model_terms(change=False)
 @click.option("--ticket", "ticket_file", type=click.Path(path_type=Path), help="Write loan.toml.")
 @click.option("--manifest", "manifest_file", type=click.Path(path_type=Path))
 @with_remote
@@ -215,6 +204,7 @@ def loan_create(
     reattest_interval: float | None,
     rate: str | None,
     concurrency: int | None,
+    model_terms: ModelTerms,
     ticket_file: Path | None,
     manifest_file: Path | None,
     remote: Remote,
@@ -239,6 +229,7 @@ def loan_create(
         "reattest_interval_s": reattest_interval,
         "rate": rate,
         "concurrency": concurrency,
+        **model_terms.to_json(),
     }
     given = {field: value for field, value in wanted.items() if value is not None}
     made = client.post(f"{V1}/loans", given, views.MadeLoan)
@@ -291,6 +282,7 @@ def loan_show(loan: str | None, remote: Remote, as_json: bool) -> None:
 @click.option("--lease-duration", type=click.FloatRange(min=0), help="Seconds.")
 @click.option("--max-lease-credits", type=click.IntRange(min=1))
 @click.option("--max-enclaves", type=click.IntRange(min=1))
+@with_model_terms(change=True)
 @with_remote
 @json_option
 @exits
@@ -303,6 +295,7 @@ def loan_set(
     lease_duration: float | None,
     max_lease_credits: int | None,
     max_enclaves: int | None,
+    model_terms: ModelTerms,
     remote: Remote,
     as_json: bool,
 ) -> None:
@@ -318,6 +311,7 @@ def loan_set(
         max_lease_credits=max_lease_credits,
         max_enclaves=max_enclaves,
     )
+    wanted |= model_terms.to_json()
     changed = client.post(f"{V1}/loans/{one_loan(client, loan)}/terms", wanted, views.LoanView)
     show(changed, lambda: loan_text(changed), as_json=as_json)
 
@@ -478,7 +472,7 @@ def consumer_create(
 @click.option("--budget", type=click.IntRange(min=0), help="Of each period, from the next one on.")
 @click.option(
     "--per",
-    type=_OrNone(click.Choice(["day", "month"]), "never"),
+    type=OrNone(click.Choice(["day", "month"]), "never"),
     help="Begin its budget anew with each day or month, in UTC, or never.",
 )
 @set_rate_option

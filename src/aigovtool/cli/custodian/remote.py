@@ -177,6 +177,7 @@ def loan_text(loan: Any) -> str:
         f"{loan.name} ({loan.loan}) is {loan.state}: {account.left} of {account.granted} credits "
         f"left, {account.leased} leased, {account.spent} spent, {account.forfeited} forfeited\n"
         f"{tables.worst_case(loan.exposure)}"
+        + (f"\n{said}" if (said := tables.model_terms(loan.terms)) else "")
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aigovtool.cli.custodian.group import custodian
+from aigovtool.cli.custodian.options import ModelTerms, with_model_terms
 from aigovtool.cli.custodian.remote import (
     POLICY_MEND,
     data_option,
@@ -68,7 +69,7 @@ def init(data: Path, simulated: bool, database: str | None, as_json: bool) -> No
             f"write {folder.policy}: what evidence loans accept "
             "(aigovtool enclave measure, where the enclave will run, prints it)"
         )
-    talk.print(f"next: aigovtool custodian serve --data {data} --upload MODEL.onnx")
+    talk.print(f"next: aigovtool custodian serve --data {data} --upload MODEL")
 
 
 def _simulated_alternative(now: datetime) -> Any:
@@ -111,7 +112,7 @@ def _simulated_alternative(now: datetime) -> Any:
 @click.option(
     "--upload",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Seal this ONNX model and lend it, with one consumer.",
+    help="Seal this ONNX or GGUF model and lend it, with one consumer.",
 )
 @click.option(
     "--interface",
@@ -137,6 +138,7 @@ def _simulated_alternative(now: datetime) -> Any:
 @click.option(
     "--max-enclaves", default=16, show_default=True, type=click.IntRange(min=1), help="At a time."
 )
+@with_model_terms(change=False)
 @click.option(
     "--policy",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -182,6 +184,7 @@ def serve(
     num_requests: int,
     lease_duration: float,
     max_enclaves: int,
+    model_terms: ModelTerms,
     policy: Path | None,
     fetch_endorsements: bool,
     pccs: str | None,
@@ -202,6 +205,8 @@ def serve(
     from aigovtool.custodian.records import LoanTerms
     from aigovtool.custodian.server import Doors, Server, advertised
     from aigovtool.custodian.upload import Upload
+    from aigovtool.wire.enrolment import TokenPrice
+    from aigovtool.wire.extraction import ExtractionLimits
 
     config = ServerConfig(
         listen=Address.parse(listen, option="--listen"),
@@ -239,7 +244,13 @@ def serve(
                         path=upload, name=model_name, version=model_version, interface=interface
                     ),
                     credits=num_requests,
-                    terms=LoanTerms(lease_duration_s=lease_duration, max_enclaves=max_enclaves),
+                    terms=LoanTerms(
+                        lease_duration_s=lease_duration,
+                        max_enclaves=max_enclaves,
+                        token_price=TokenPrice(**model_terms.price),
+                        shared_prefixes=bool(model_terms.shared_prefixes),
+                        extraction=ExtractionLimits(**model_terms.extraction),
+                    ),
                     policy=files.read_text(policy or folder.policy, mend=POLICY_MEND),
                     address=advertised(config, doors),
                     progress=progress,
@@ -303,9 +314,10 @@ def _banner(
         talk.print(f"  model      {lent.model.name} {lent.model.digest.hex()} {again}")
         talk.print(f"  loan       {lent.loan.loan}, {lent.loan.account.left} credits left")
         talk.print(f"to the borrower:  aigovtool enclave serve --ticket {folder.ticket}")
+        ask = "query" if lent.model.context is None else "chat"
         talk.print(
-            f"to the consumer:  aigovtool client query --address HOST --manifest {folder.manifest} "
-            f"--api-key-file {folder.consumer_key} --input FILE"
+            f"to the consumer:  aigovtool client {ask} --address HOST --manifest {folder.manifest} "
+            f"--api-key-file {folder.consumer_key}" + (" --input FILE" if ask == "query" else "")
         )
     talk.print(f"to follow it:     aigovtool custodian watch --data {folder.path}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+import msgspec
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -107,11 +108,30 @@ def loans(found: Sequence[views.LoanView]) -> Table:
     )  # fmt: skip
 
 
+def model_terms(terms: views.TermsView) -> str:
+    """Say what tokens cost and what is limited of a model's answers, where it is not the usual."""
+    price = terms.token_price
+    words = []
+    if (price.input, price.output) != (1, 1):
+        words.append(f"{price.input} credits a token of input, {price.output} of output")
+    if terms.shared_prefixes:
+        words.append("prompts' prefixes are shared between consumers")
+    words += [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in msgspec.structs.asdict(terms.extraction).items()
+        if value is not None
+    ]
+    return "; ".join(words)
+
+
 def models(found: Sequence[views.ModelView]) -> Table:
     return table(
         "",
-        ["model", "name", "version", "sealed bytes", "created"],
-        [[one.model, one.name, one.version, one.body_bytes, one.created] for one in found],
+        ["model", "name", "version", "sealed bytes", "context", "created"],
+        [
+            [one.model, one.name, one.version, one.body_bytes, one.context, one.created]
+            for one in found
+        ],
     )
 
 

@@ -436,6 +436,10 @@ class AdminDoor:
                 lease_duration_s=wanted.lease_duration_s,
                 max_lease_credits=wanted.max_lease_credits,
                 max_enclaves=wanted.max_enclaves,
+                price_input=wanted.token_price.input,
+                price_output=wanted.token_price.output,
+                shared_prefixes=wanted.shared_prefixes,
+                extraction=wanted.extraction.given(),
             ),
         )
 

@@ -40,6 +40,8 @@ from aigovtool.custodian.store.base import Reading
 from aigovtool.errors import NotFoundError
 from aigovtool.ids import LoanId
 from aigovtool.wire.codec import Message, Signed
+from aigovtool.wire.enrolment import TokenPrice
+from aigovtool.wire.extraction import ExtractionLimits
 from aigovtool.wire.limits import Limits, Rate, parse_rate
 
 Reason = Annotated[str, Meta(max_length=500)]
@@ -67,7 +69,7 @@ class ExposureView(Struct, frozen=True, kw_only=True):
 
 
 class ModelView(Struct, frozen=True, kw_only=True):
-    """A sealed model; `model` is its digest in hex."""
+    """A sealed model; `model` is its digest in hex, `context` the tokens of a language model's."""
 
     model: str
     name: str
@@ -75,6 +77,7 @@ class ModelView(Struct, frozen=True, kw_only=True):
     body_bytes: int
     body_sha256: str
     created: datetime
+    context: int | None = None
 
 
 class TermsView(Struct, frozen=True, kw_only=True):
@@ -89,6 +92,9 @@ class TermsView(Struct, frozen=True, kw_only=True):
     expires: datetime | None
     rate: str | None
     concurrency: int | None
+    token_price: TokenPrice
+    shared_prefixes: bool
+    extraction: ExtractionLimits
 
 
 class LogStatusView(Struct, frozen=True, kw_only=True):
@@ -393,6 +399,9 @@ class NewLoan(Message, frozen=True, kw_only=True):
     expires: When | None = None
     rate: str | None = None
     concurrency: int | None = None
+    token_price: TokenPrice = _TERMS.token_price
+    shared_prefixes: bool = _TERMS.shared_prefixes
+    extraction: ExtractionLimits = _TERMS.extraction
 
     def terms(self) -> LoanTerms:
         return LoanTerms(
@@ -404,6 +413,9 @@ class NewLoan(Message, frozen=True, kw_only=True):
             reattest_interval_s=self.reattest_interval_s,
             expires=self.expires,
             limits=limits_of(self.rate, self.concurrency),
+            token_price=self.token_price,
+            shared_prefixes=self.shared_prefixes,
+            extraction=self.extraction,
         )
 
 
@@ -435,6 +447,28 @@ class ConsumerChange(Message, frozen=True, kw_only=True):
     expires: When | UnsetType | None = UNSET
 
 
+class PriceChange(Message, frozen=True, kw_only=True):
+    """What to change about the credits that tokens of input and output cost."""
+
+    input: int | None = None
+    output: int | None = None
+
+
+class ExtractionChange(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What to change about the limits on extraction; null takes one away."""
+
+    top_logprobs: int | UnsetType | None = UNSET
+    output_tokens_per_day: int | UnsetType | None = UNSET
+    alike_per_day: int | UnsetType | None = UNSET
+    queries_per_day: int | UnsetType | None = UNSET
+    output_digits: int | UnsetType | None = UNSET
+    top_labels: int | UnsetType | None = UNSET
+
+    def given(self) -> dict[str, int | None]:
+        values = msgspec.structs.asdict(self).items()
+        return {name: value for name, value in values if value is not UNSET}
+
+
 class LoanChange(Message, frozen=True, kw_only=True):
     """What to change about a loan's terms; null takes a limit or the date away."""
 
@@ -444,6 +478,9 @@ class LoanChange(Message, frozen=True, kw_only=True):
     lease_duration_s: float | None = None
     max_lease_credits: int | None = None
     max_enclaves: int | None = None
+    token_price: PriceChange = PriceChange()
+    shared_prefixes: bool | None = None
+    extraction: ExtractionChange = ExtractionChange()
 
 
 class ModelChange(Message, frozen=True, kw_only=True):
@@ -547,6 +584,7 @@ def model_view(model: Model) -> ModelView:
         body_bytes=model.body_bytes,
         body_sha256=model.body_sha256.hex(),
         created=model.created,
+        context=model.context,
     )
 
 
@@ -575,6 +613,9 @@ def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
             expires=terms.expires,
             rate=_rate_text(terms.limits),
             concurrency=terms.limits.concurrency,
+            token_price=terms.token_price,
+            shared_prefixes=terms.shared_prefixes,
+            extraction=terms.extraction,
         ),
         created=loan.created,
     )

@@ -122,6 +122,10 @@ class Reading(Protocol):
         """Return how many live sessions are older than this one, and how many live."""
         ...
 
+    def outputs_elsewhere(self, loan: LoanId, *, day: int, watch: str) -> Mapping[ConsumerId, int]:
+        """Return the tokens that other processes than *watch* gave the loan's consumers."""
+        ...
+
     def standing(self, session: SessionId) -> Standing | None: ...
 
     def appraisals_of_session(self, session: SessionId) -> Sequence[AppraisalRow]:
@@ -361,6 +365,16 @@ class Writing(Reading, Protocol):
     def set_loan_state(self, loan: LoanId, state: LoanState, reason: str) -> None: ...
     def set_loan_terms(self, row: Loan) -> None:
         """Write those terms of *row* that may be changed, and `rate_full_at`."""
+        ...
+
+    def set_outputs(
+        self, loan: LoanId, consumer: ConsumerId, *, day: int, watch: str, tokens: int
+    ) -> None:
+        """Note how many tokens *consumer* was given on *day* by the process *watch*."""
+        ...
+
+    def forget_outputs(self, loan: LoanId, *, before: int) -> None:
+        """Forget what was given before the day *before*."""
         ...
 
     def set_loan_model(self, row: Loan) -> None:

@@ -52,7 +52,8 @@ from aigovtool.custodian.records import (
 from aigovtool.ids import ConsumerId
 from aigovtool.tlog.tree import HASH_BYTES
 from aigovtool.wire.codec import Signed
-from aigovtool.wire.enrolment import Keys
+from aigovtool.wire.enrolment import Keys, TokenPrice
+from aigovtool.wire.extraction import BOUNDS, ExtractionLimits
 from aigovtool.wire.limits import Limits, Rate
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +69,15 @@ LOAN_TERMS = (
     "rate_per_s",
     "rate_full_us",
     "concurrency",
+    "price_input",
+    "price_output",
+    "shared_prefixes",
+    "top_logprobs",
+    "output_tokens_per_day",
+    "alike_per_day",
+    "queries_per_day",
+    "output_digits",
+    "top_labels",
 )
 """What `set_loan_terms` writes."""
 
@@ -186,6 +196,7 @@ def model_values(row: Model) -> Values:
         "body_sha256": row.body_sha256,
         "source_sha256": row.source_sha256,
         "created_us": to_us(row.created),
+        "context": row.context,
     }
 
 
@@ -200,6 +211,7 @@ def model_of(row: Row) -> Model:
         body_sha256=row["body_sha256"],
         source_sha256=row["source_sha256"],
         created=from_us(row["created_us"]),
+        context=row["context"],
     )
 
 
@@ -221,6 +233,10 @@ def loan_values(row: Loan) -> Values:
         **account_values(row.account),
         "created_us": to_us(row.created),
         **_limits_values(row.terms.limits, row.rate_full_at),
+        "price_input": row.terms.token_price.input,
+        "price_output": row.terms.token_price.output,
+        "shared_prefixes": int(row.terms.shared_prefixes),
+        **msgspec.structs.asdict(row.terms.extraction),
     }
 
 
@@ -240,6 +256,9 @@ def loan_of(row: Row) -> Loan:
             reattest_interval_s=row["reattest_interval_us"] / 1e6,
             expires=from_us_or_none(row["expires_us"]),
             limits=_limits(row),
+            token_price=TokenPrice(input=row["price_input"], output=row["price_output"]),
+            shared_prefixes=bool(row["shared_prefixes"]),
+            extraction=ExtractionLimits(**{name: row[name] for name in BOUNDS}),
         ),
         account=_account(row),
         token_sha256=row["token_sha256"],

@@ -170,6 +170,10 @@ class View(ABC):
         row = self._just_one("place_of_session", session=session)
         return row["place"], row["sessions"]
 
+    def outputs_elsewhere(self, loan: LoanId, *, day: int, watch: str) -> Mapping[ConsumerId, int]:
+        found = self._all("outputs_elsewhere", loan=loan, day=day, watch=watch)
+        return {row["consumer"]: int(row["tokens"]) for row in found}
+
     def standing(self, session: SessionId) -> Standing | None:
         row = self._one("standing", session=session)
         return None if row is None else rows.standing_of(row)
@@ -484,6 +488,14 @@ class View(ABC):
     def set_loan_terms(self, row: Loan) -> None:
         values = rows.loan_values(row)
         self._change("set_loan_terms", **{name: values[name] for name in rows.LOAN_TERMS})
+
+    def set_outputs(
+        self, loan: LoanId, consumer: ConsumerId, *, day: int, watch: str, tokens: int
+    ) -> None:
+        self._run("set_outputs", loan=loan, consumer=consumer, day=day, watch=watch, tokens=tokens)
+
+    def forget_outputs(self, loan: LoanId, *, before: int) -> None:
+        self._run("forget_outputs", loan=loan, day=before)
 
     def set_loan_model(self, row: Loan) -> None:
         self._change(

@@ -229,6 +229,7 @@ class Api:
                 lease_remaining=session.till.meter.credits(now_s),
                 lease_valid_s=max(0.0, valid_s),
                 waiting=len(renewal.queue),
+                token_price=None if _takes_tensors(session) else renewal.terms.tokens,
             )
         )
 
@@ -265,6 +266,10 @@ class Api:
         if session is None:
             raise self._enclave.not_serving()
         return session, session.authenticate(request.headers.get(b"authorization"))
+
+
+def _takes_tensors(session: Session) -> bool:
+    return bool(session.verified.manifest.signature.inputs)
 
 
 def _metadata(model: Model) -> ModelMetadata:

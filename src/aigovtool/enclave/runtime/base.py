@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from aigovtool.enclave.runtime.speed import Speed
 from aigovtool.ids import ConsumerId
+from aigovtool.sealing.manifest import FileEntry
 from aigovtool.wire.oip import ModelMetadata
 from aigovtool.wire.tensors import Array
 
@@ -67,6 +68,8 @@ class TensorModel(Protocol):
 
 
 Kind = Literal["chat", "completion"]
+DEFAULT_SLOTS = 4
+DEFAULT_CONTEXT = 4096  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,15 @@ class Piece:
 
 
 class Generation(Protocol):
-    """One answer being made. `execute` is called once, on a thread; `terminate` from anywhere."""
+    """
+    One answer being made. `execute` is called once, on a thread; `terminate` from anywhere.
+
+    Args:
+        cached: tokens of the input that were not computed, because they had been kept; known when
+            the first piece is told.
+    """
+
+    cached: int
 
     def execute(self) -> None:
         """
@@ -130,6 +141,8 @@ class LanguageModel(Protocol):
         chats: whether it has a template for conversations.
         embeds: whether it gives embeddings.
         threads: on which `Generation.execute` and `embed` run, as many as there are slots.
+        shared_prefixes: whether what it has kept of one consumer's prompt may serve another's; set
+            by whoever knows the loan's terms, at any time, and False until then.
     """
 
     takes: Literal["text"]
@@ -141,6 +154,7 @@ class LanguageModel(Protocol):
     chats: bool
     embeds: bool
     threads: Executor
+    shared_prefixes: bool
 
     def count(self, kind: Kind, body: Mapping[str, Any]) -> int:
         """
@@ -158,7 +172,8 @@ class LanguageModel(Protocol):
         Begin an answer.
 
         Args:
-            consumer: who asks: what the model has kept of one consumer's prompt serves no other.
+            consumer: who asks: what the model has kept of one consumer's prompt serves no other,
+                but with `shared_prefixes`.
             tell: called with each piece, on the thread that executes.
         """
         ...
@@ -177,3 +192,51 @@ class LanguageModel(Protocol):
 
 
 Model = TensorModel | LanguageModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """
+    What the borrower says of how models are run; a runtime takes what concerns it.
+
+    Args:
+        intra_op_threads: of one computation; 0 for the runtime's own choice.
+        packed_bytes: larger models get no second copy of their weights.
+        slots: queries that a language model computes at one time.
+        context: tokens that input and output of one query to it may have together.
+    """
+
+    intra_op_threads: int = 0
+    packed_bytes: int = 0
+    slots: int = DEFAULT_SLOTS
+    context: int = DEFAULT_CONTEXT
+
+
+class Runtime(Protocol):
+    """Brings one model into memory. Made for each model from its manifest and the options."""
+
+    def allocate(self, file: FileEntry) -> memoryview:
+        """
+        Return writable memory of the file's size, all zero, that no disk backs; see
+        `sealing.memory`.
+
+        Raises:
+            UnavailableError: there is no such memory.
+        """
+        ...
+
+    def load(self, files: Mapping[str, memoryview], wipe: Callable[[], None]) -> Model:
+        """
+        Load the model from its files, which are whole and genuine by now; blocks.
+
+        Args:
+            files: read-only, by name: the memory that `allocate` returned.
+            wipe: overwrites all of it and lets go. It is called by the model's `close`, or here if
+                the model does not need it any more; when this raises, by who called this.
+
+        Raises:
+            MalformedError: not a model that this runtime can run.
+            VerificationError: not the model that its manifest describes.
+            UnavailableError: there is no memory for it.
+        """
+        ...

@@ -8,14 +8,17 @@ Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a fail
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 
+from aigovtool.enclave.runtime.base import RuntimeOptions
+from aigovtool.enclave.runtime.cores import usable_cores
 from aigovtool.enclave.runtime.speed import SLOW, Speed, measure, work_is_known
+from aigovtool.enclave.runtime.weights import lend_weights
+from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.errors import (
     AIGovToolError,
     BadTensorError,
@@ -25,7 +28,8 @@ from aigovtool.errors import (
 )
 from aigovtool.sealing.batch import batch_of, items_in
 from aigovtool.sealing.interface import ClassificationOutput
-from aigovtool.sealing.manifest import SealedManifest
+from aigovtool.sealing.manifest import FileEntry, SealedManifest
+from aigovtool.sealing.memory import anonymous_memory
 from aigovtool.wire.oip import ModelMetadata, TensorSignature
 from aigovtool.wire.tensors import BYTES, Array
 
@@ -192,15 +196,43 @@ class OnnxModel:
                 )
 
 
+class OnnxRuntime:
+    """Decrypts to anonymous memory, and computes from there. Implements `base.Runtime`."""
+
+    def __init__(self, manifest: SealedManifest, options: RuntimeOptions) -> None:
+        self._manifest = manifest
+        self._options = options
+        self._memory: dict[str, memoryview] = {}
+
+    def allocate(self, file: FileEntry) -> memoryview:
+        self._memory[file.name] = anonymous_memory(file.size)
+        return self._memory[file.name]
+
+    def load(self, files: Mapping[str, memoryview], wipe: Callable[[], None]) -> OnnxModel:
+        entry = self._manifest.entry
+        graph, lent = lend_weights(self._memory.pop(entry), entry)
+        self._memory.clear()
+        external = {name: view for name, view in files.items() if lent or name != entry}
+        try:
+            model = OnnxModel.load(
+                self._manifest,
+                graph,
+                external,
+                intra_op_threads=self._options.intra_op_threads,
+                packed=self._manifest.plaintext_size <= self._options.packed_bytes,
+                wipe=wipe,
+            )
+        finally:
+            overwrite(graph)
+        if not external:
+            wipe()  # onnxruntime has copied the graph, and nothing else was lent
+        return model
+
+
 def labels_of(manifest: SealedManifest) -> dict[str, tuple[str, ...]]:
     """Return the labels of outputs that hold one score for each, as the custodian signed them."""
     described = () if manifest.interface is None else manifest.interface.outputs
     return {one.name: one.labels for one in described if isinstance(one, ClassificationOutput)}
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use; the machine may have more."""
-    return len(os.sched_getaffinity(0))
 
 
 def _open(

@@ -12,20 +12,20 @@ SELECT public_key, wrapped_signing_key, certificate_pem, created_us FROM custodi
 -- name: insert_model
 -- Register a sealed model.
 INSERT INTO models (digest, name, version, manifest, wrapped_key, body_bytes, body_sha256,
-    source_sha256, created_us)
+    source_sha256, created_us, context)
 VALUES (:digest, :name, :version, :manifest, :wrapped_key, :body_bytes, :body_sha256,
-    :source_sha256, :created_us);
+    :source_sha256, :created_us, :context);
 
 -- name: model
 -- One model by its digest.
 SELECT digest, name, version, manifest, wrapped_key, body_bytes, body_sha256, source_sha256,
-    created_us
+    created_us, context
 FROM models WHERE digest = :digest;
 
 -- name: models
 -- All models, the oldest first.
 SELECT digest, name, version, manifest, wrapped_key, body_bytes, body_sha256, source_sha256,
-    created_us
+    created_us, context
 FROM models ORDER BY created_us, name, version;
 
 -- name: insert_loan
@@ -33,19 +33,24 @@ FROM models ORDER BY created_us, name, version;
 INSERT INTO loans (loan, name, model, state, state_reason, policy, token_sha256, max_enclaves,
     max_lease_credits, lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us,
     expires_us, granted, remaining, leased, spent, forfeited, created_us,
-    rate_credits, rate_per_s, rate_full_us, concurrency)
+    rate_credits, rate_per_s, rate_full_us, concurrency, price_input, price_output,
+    shared_prefixes, top_logprobs, output_tokens_per_day, alike_per_day, queries_per_day,
+    output_digits, top_labels)
 VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :max_enclaves,
     :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us,
     :reattest_interval_us, :expires_us, :granted, :remaining, :leased, :spent, :forfeited,
     :created_us,
-    :rate_credits, :rate_per_s, :rate_full_us, :concurrency);
+    :rate_credits, :rate_per_s, :rate_full_us, :concurrency, :price_input, :price_output,
+    :shared_prefixes, :top_logprobs, :output_tokens_per_day, :alike_per_day, :queries_per_day,
+    :output_digits, :top_labels);
 
 -- name: loan
 -- One loan by its id.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency, retires_us
+    concurrency, retires_us, price_input, price_output, shared_prefixes, top_logprobs,
+    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels
 FROM loans WHERE loan = :loan;
 
 -- name: loan_of_token
@@ -53,7 +58,8 @@ FROM loans WHERE loan = :loan;
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency, retires_us
+    concurrency, retires_us, price_input, price_output, shared_prefixes, top_logprobs,
+    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels
 FROM loans WHERE token_sha256 = :token_sha256;
 
 -- name: loans
@@ -61,7 +67,8 @@ FROM loans WHERE token_sha256 = :token_sha256;
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency, retires_us
+    concurrency, retires_us, price_input, price_output, shared_prefixes, top_logprobs,
+    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels
 FROM loans ORDER BY created_us, loan;
 
 -- name: loans_past_date
@@ -143,8 +150,26 @@ WHERE consumer = :consumer;
 UPDATE loans SET max_enclaves = :max_enclaves, max_lease_credits = :max_lease_credits,
     lease_duration_us = :lease_duration_us, expires_us = :expires_us,
     rate_credits = :rate_credits, rate_per_s = :rate_per_s, rate_full_us = :rate_full_us,
-    concurrency = :concurrency
+    concurrency = :concurrency, price_input = :price_input, price_output = :price_output,
+    shared_prefixes = :shared_prefixes, top_logprobs = :top_logprobs,
+    output_tokens_per_day = :output_tokens_per_day, alike_per_day = :alike_per_day,
+    queries_per_day = :queries_per_day, output_digits = :output_digits, top_labels = :top_labels
 WHERE loan = :loan;
+
+-- name: set_outputs
+-- Note how many tokens a consumer was given in a day by one enclave process.
+INSERT INTO outputs (loan, consumer, day, watch, tokens)
+VALUES (:loan, :consumer, :day, :watch, :tokens)
+ON CONFLICT (loan, day, consumer, watch) DO UPDATE SET tokens = excluded.tokens;
+
+-- name: outputs_elsewhere
+-- What each consumer of a loan was given in a day by other processes.
+SELECT consumer, sum(tokens) AS tokens FROM outputs
+WHERE loan = :loan AND day = :day AND watch <> :watch GROUP BY consumer ORDER BY consumer;
+
+-- name: forget_outputs
+-- Delete what a loan's consumers were given before a day.
+DELETE FROM outputs WHERE loan = :loan AND day < :day;
 
 -- name: consumers_to_turn
 -- Consumers whose budget's period is over, of loans that may serve again.
