@@ -207,7 +207,7 @@ def test_hop_by_hop_headers_stay(enclave: StandIn, proxy: Running) -> None:
 
 
 def test_bodies_pass_byte_for_byte(enclave: StandIn, proxy: Running) -> None:
-    packed = gzip.compress(b"whatever" * 100)
+    packed = gzip.compress(b"whatever" * 100, mtime=0)
     enclave.reply = lambda asked: answer(asked.body, 203, {"Content-Encoding": "gzip", "X": "y"})
     came = proxy.ask("PUT", "/v2/anything", packed, {"Content-Encoding": "gzip"})
     assert came.status == 203
@@ -346,7 +346,7 @@ def ask_for(proxy: Running, items: int, form: str) -> Answer:
         case "binary":
             return proxy.ask("POST", target, binary, body.headers)
         case "gzip":
-            return proxy.ask("POST", target, gzip.compress(data), {"Content-Encoding": "gzip"})
+            return proxy.ask("POST", target, gzip.compress(data, mtime=0), {"Content-Encoding": "gzip"})
         case "deflate binary":
             headers = {k: v for k, v in body.headers.items() if k != "Content-Length"}
             packed = zlib.compress(binary)
@@ -403,7 +403,7 @@ def test_an_answer_without_a_receipt_is_not_passed_on(enclave: StandIn, proxy: R
     [
         b"", b"{}", b"[1]", b'{"inputs":[]}', b'{"inputs":[{"name":"y","shape":[1,3]}]}',
         b'{"inputs":[{"name":"x","shape":[]}]}', b'{"inputs":[{"name":"x","shape":[0,3]}]}',
-        b'{"inputs":[{"name":"x","shape":[-1,3]}]}', b"\xff", gzip.compress(REQUEST),
+        b'{"inputs":[{"name":"x","shape":[-1,3]}]}', b"\xff", gzip.compress(REQUEST, mtime=0),
     ],
 )  # fmt: skip
 def test_a_charge_for_what_is_no_query_is_refused(

@@ -22,6 +22,7 @@ class Utterance:
         self._prompt = prompt
         self._tell = tell
         self._ended = threading.Event()
+        self.cached = 0
 
     def execute(self) -> None:
         model = self._model
@@ -74,6 +75,7 @@ class Talker:
         self.name, self.version = "talker", "1"
         self.slots, self.context = slots, context
         self.chats = self.embeds = True
+        self.shared_prefixes = False
         self.threads = ThreadPoolExecutor(slots)
         self.step, self.wake = step, wake
         self.counting = threading.Lock()

@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import Request, log_fault
 from aigovtool.enclave.api.leaving import watched
+from aigovtool.enclave.delivery import Delivery
 from aigovtool.enclave.flights import Cut, FlightCutError
-from aigovtool.enclave.generation import Generation
 from aigovtool.enclave.refunds import REPEATED, Fate, fate_of
 from aigovtool.enclave.runtime.base import LanguageModel, Piece, Prompt
 from aigovtool.enclave.session import Session
@@ -94,14 +94,15 @@ class Answering:
         self._time_s = time_s
         self._stays = stays
         self._fate = Fate.CLIENT_GONE  # unless something else is known
-        self._generation = Generation(
+        self._delivery = Delivery(
             tab, price=price, till=session.till, renewal=session.renewal, clock=clock
         )
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(input=self._prompt.tokens, output=self._generation.given)
+        delivery = self._delivery
+        return Usage(input=self._prompt.tokens, output=delivery.given, cached=delivery.cached)
 
     def refuse(self, error: AIGovToolError) -> None:
         """Give nothing: it was stopped in the very step in which it was paid."""
@@ -111,7 +112,7 @@ class Answering:
         """Yield the pieces of the answer; `error` says whether that was all of it."""
         if self.error is not None:
             return
-        pieces = self._generation.pieces(
+        pieces = self._delivery.pieces(
             self._model,
             self._prompt,
             consumer=self._consumer,
@@ -143,10 +144,10 @@ class Answering:
         return self.payment.account()
 
     def _fail(self, fate: Fate, error: AIGovToolError) -> None:
-        self._fate = Fate.CUT if self._generation.given else fate
+        self._fate = Fate.CUT if self._delivery.given else fate
         self.error = error
 
     def _client_leaves(self) -> None:
         if not self._stays:
             left = UnavailableError("the client left", code="query.left")
-            self._generation.end(Cut.CLIENT_GONE, left)
+            self._delivery.end(Cut.CLIENT_GONE, left)

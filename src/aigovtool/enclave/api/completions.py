@@ -4,7 +4,7 @@
 1. How many tokens the input has, and how many the output may have. Up to here nothing is charged.
 2. Room to compute, then the charge of the input, with its receipt; the worst case of the output is
    held. Without credits for both, a refusal or a wait.
-3. The answer: each token is charged as it is given (`generation`). It ends with the receipts of all
+3. The answer: each token is charged as it is given (`delivery`). It ends with the receipts of all
    that it cost, also when it is cut (`answering`).
 
 Rule 1: the status is sent with the first piece. What fails before it has a status of its own; what
@@ -123,7 +123,8 @@ class Completions:
         session, consumer = case.session, case.consumer
         _, model = self._enclave.serving_text()
         requests.check_model(asked.model, model.name)
-        price = session.renewal.terms.tokens
+        terms = session.renewal.terms
+        price, model.shared_prefixes = terms.tokens, terms.shared_prefixes
         tokens = await asyncio.to_thread(model.count, asked.kind, asked.body)
         most = self._output(case, asked, model, tokens)
         cost = price.cost(input=tokens, output=most)

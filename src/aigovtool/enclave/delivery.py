@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator
 from aigovtool.clock import Clock
 from aigovtool.enclave.flights import Cut, Flight, Flights
 from aigovtool.enclave.renewal import Renewal
-from aigovtool.enclave.runtime.base import LanguageModel, Piece, Prompt
+from aigovtool.enclave.runtime.base import Generation, LanguageModel, Piece, Prompt
 from aigovtool.enclave.till import Tab, Till
 from aigovtool.errors import AIGovToolError, PromiseBrokenError
 from aigovtool.ids import ConsumerId
@@ -26,7 +26,7 @@ from aigovtool.ids import ConsumerId
 LONGEST_WAIT_S = 3600.0  # for news; then it looks by itself, whatever the clocks say
 
 
-class Generation:
+class Delivery:
     """
     One answer; `pieces` gives it once.
 
@@ -45,6 +45,7 @@ class Generation:
         self._arrived: deque[Piece] = deque()
         self._news = asyncio.Event()
         self._flight: Flight[None] | None = None
+        self._run: Generation | None = None
         self.given = 0
         """Tokens that were given, and charged."""
         tab.changed = self._news.set
@@ -66,7 +67,7 @@ class Generation:
             BadPromptError: the model cannot answer this.
             UnavailableError: it failed otherwise.
         """
-        run = model.generate(prompt, consumer, self._tell)
+        run = self._run = model.generate(prompt, consumer, self._tell)
         job = model.threads.submit(run.execute)
         with flights.fly(consumer, run, job, time_s=time_s) as flight:
             self._flight = flight
@@ -77,6 +78,11 @@ class Generation:
                 await flight.landed()
             finally:
                 run.terminate()  # whoever stops reading wants no more of it
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the input that had been kept from before."""
+        return 0 if self._run is None else self._run.cached
 
     def end(self, cut: Cut, error: AIGovToolError) -> None:
         """End it while it is under way."""

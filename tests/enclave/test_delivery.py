@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from aigovtool.clock import SystemClock
+from aigovtool.enclave.delivery import Delivery
 from aigovtool.enclave.flights import Cut, FlightCutError, Flights
-from aigovtool.enclave.generation import Generation
 from aigovtool.enclave.refunds import Fate
 from aigovtool.enclave.renewal import Renewal
 from aigovtool.enclave.runtime.base import Prompt
@@ -63,7 +63,7 @@ class Scene:
         return tab
 
     async def say(self, tab: Tab, max_output: int) -> AsyncIterator[str]:
-        generation = Generation(tab, price=PRICE, till=self.till, renewal=self.renewal, clock=CLOCK)
+        generation = Delivery(tab, price=PRICE, till=self.till, renewal=self.renewal, clock=CLOCK)
         fate = Fate.CUT
         try:
             pieces = generation.pieces(
@@ -233,7 +233,7 @@ async def test_however_many_race_for_a_small_budget_no_more_is_produced_than_it_
     asked = [asyncio.create_task(one()) for _ in range(32)]
     while not all(task.done() for task in asked):
         talk(scene.renewal, scene.ledger, scene.now_s)
-        if scene.ledger.left < INPUT + 8 * PRICE and not len(scene.flights):
+        if scene.ledger.left < INPUT + 8 * PRICE and not scene.till.tabs:
             for task in asked:
                 task.cancel()
         await asyncio.sleep(0.001)
