@@ -399,6 +399,17 @@ def test_a_stream_whose_receipts_are_missing_is_an_error(
     assert refused.value.code == "receipt.missing"
 
 
+def test_what_was_charged_is_not_repeated(enclave: Talker, stand_in: Service) -> None:
+    """The client repeats by itself what fails with 5xx, and each time would be charged."""
+    enclave.spoil = without
+    with (
+        openai.OpenAI(base_url=stand_in.base_url, api_key=stand_in.api_key) as client,
+        pytest.raises(openai.InternalServerError, match="without the receipts"),
+    ):
+        ask(stand_in, client, stream=False)
+    assert [one.method for one in enclave.queries].count("POST") == 1
+
+
 def test_an_enclave_that_is_gone(enclave: Talker, stand_in: Service) -> None:
     enclave._stop_listening()
     with client_of(stand_in) as client, pytest.raises(openai.InternalServerError) as refused:
