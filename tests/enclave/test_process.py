@@ -123,6 +123,7 @@ def test_a_missing_ticket_is_the_operators_to_mend(tmp_path: Path) -> None:
 def test_every_flag_and_its_variable_are_in_the_help() -> None:
     text = " ".join(CliRunner().invoke(main, ["enclave", "serve", "--help"]).stdout.split())
     flags = ["ticket", "tee", "listen", "cache", "compute_threads", "intra_op_threads"]
+    flags += ["slots", "context"]
     for name in [*flags, *Limits.__struct_fields__]:
         assert f"--{name.replace('_', '-')}" in text
         assert f"AIGOVTOOL_ENCLAVE_{name.upper()}" in text.replace(" ", "")

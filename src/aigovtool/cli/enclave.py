@@ -23,6 +23,7 @@ from aigovtool.enclave.config import (
     EnclaveConfig,
     Limits,
 )
+from aigovtool.enclave.runtime.base import DEFAULT_CONTEXT, DEFAULT_SLOTS
 from aigovtool.telemetry.logs import FORMATS, configure
 from aigovtool.telemetry.traces import tracing
 
@@ -116,7 +117,21 @@ def enclave() -> None:
     type=click.IntRange(min=0),
     default=DEFAULT_PACKED_BYTES,
     show_default=True,
-    help="Up to this size a model's weights are kept twice: faster for many rows at once.",
+    help="Up to this size a model's weights are kept twice: faster for many rows, or long inputs.",
+)
+@_option(
+    "--slots",
+    type=click.IntRange(1, 256),
+    default=DEFAULT_SLOTS,
+    show_default=True,
+    help="Queries that a language model computes at one time.",
+)
+@_option(
+    "--context",
+    type=click.IntRange(64, 1 << 20),
+    default=DEFAULT_CONTEXT,
+    show_default=True,
+    help="Tokens that input and output of one query to a language model may have together.",
 )
 @_option(
     "--max-model-bytes",
@@ -171,6 +186,8 @@ def serve(
     compute_threads: int | None,
     intra_op_threads: int,
     packed_bytes: int,
+    slots: int,
+    context: int,
     max_model_bytes: int | None,
     fetch_endorsements: bool,
     pccs: str | None,
@@ -192,10 +209,11 @@ def serve(
     """
     from aigovtool.clock import SystemClock
     from aigovtool.enclave.attester.detect import choose
-    from aigovtool.enclave.hardening import harden
+    from aigovtool.enclave.hardening import harden, silence_libraries
     from aigovtool.wire.ticket import read_ticket
 
     loans = [read_ticket(ticket) for ticket in tickets]
+    silence_libraries()
     configure(level=log_level, form=log_format)
     for missing in harden():
         talk.print(f"not hardened: {missing}")
@@ -212,6 +230,8 @@ def serve(
         compute_threads=compute_threads or DEFAULT_COMPUTE_THREADS,
         intra_op_threads=intra_op_threads,
         packed_bytes=packed_bytes,
+        slots=slots,
+        context=context,
         max_model_bytes=max_model_bytes,
         fetch_endorsements=fetch_endorsements,
         pccs=pccs,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import sys
 
 _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 _MCL_CURRENT = 1  # <sys/mman.h>
@@ -39,6 +40,25 @@ def harden() -> list[str]:
     elif libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         missing.append(f"memory cannot be locked against swapping ({_why()})")
     return missing
+
+
+def silence_libraries() -> None:
+    """
+    Let only Python write to stdout and stderr from now on: what libraries print goes nowhere.
+
+    Some print what they are given: llama.cpp's parser quotes a schema that it does not like. Call
+    it before anything keeps `sys.stderr`.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        stream.flush()
+        kept = open(  # noqa: SIM115 - for as long as the process lives
+            os.dup(fd), "w", buffering=1, encoding=stream.encoding, errors=stream.errors
+        )
+        setattr(sys, name, kept)
+        os.dup2(nowhere, fd)
+    os.close(nowhere)
 
 
 def return_freed_memory() -> None:
