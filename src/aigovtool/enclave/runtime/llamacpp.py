@@ -27,7 +27,7 @@ import msgspec
 from aigovtool.enclave.runtime.base import Kind
 from aigovtool.errors import BadPromptError, MalformedError, UnavailableError
 
-BATCH_TOKENS = 256  # of an input that are computed at once: a stop waits for them
+BATCH_TOKENS = 128  # of an input that are computed at once: a stop waits for them
 _SOCKET = "s.sock"  # by its ending the server knows what it is
 _ANSWER_S = 60.0  # counting takes some milliseconds, and may have to wait for a core
 _HTTP_THREADS = 2
