@@ -89,7 +89,7 @@ class Enclave:
 
     def loaded(self, session: Session, model: TensorModel) -> None:
         """The model is loaded: serve, once the custodian has said for whom."""
-        session.model = model
+        session.open(model)
         self.serve()
 
     def succeed(self, session: Session, *, after_s: float) -> None:

@@ -16,17 +16,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
+from typing import Protocol
 
-from aigovtool.enclave.runtime.base import Run
+from aigovtool.enclave.batching import Batching, Outputs
+from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
+from aigovtool.sealing.interface import Together
 from aigovtool.telemetry.metrics import Times
 from aigovtool.wire.tensors import Array
 
 FULL_RETRY_AFTER_S = 1.0
 CONSUMER_SHARE = 0.75  # of what all consumers have together, that one of them can take
-
-Outputs = dict[str, Array]
 
 
 class Cut(Enum):
@@ -53,12 +54,18 @@ class FlightCutError(Exception):
         self.begun = begun
 
 
+class Ends(Protocol):
+    """What computes, and can be told to end."""
+
+    def terminate(self) -> None: ...
+
+
 class Flight:
     """One query in flight, made by `Flights.launch`."""
 
     __slots__ = ("_answer", "_job", "consumer", "cut", "run")
 
-    def __init__(self, consumer: ConsumerId, run: Run, job: Future[Outputs]) -> None:
+    def __init__(self, consumer: ConsumerId, run: Ends, job: Future[Outputs]) -> None:
         self.consumer = consumer
         self.run = run
         self.cut: FlightCutError | None = None
@@ -111,11 +118,16 @@ class Flights:
         self._each = math.ceil(limit * CONSUMER_SHARE)
         self._time_s = time_s
         self.times = times
+        self._batching: Batching | None = None
         self._flights: dict[Flight, None] = {}
         self._jobs: set[Future[Outputs]] = set()
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def join(self, model: TensorModel, together: Together) -> None:
+        """Compute queries of *model*, which all are, in common runs."""
+        self._batching = Batching(model, self._pool, together)
 
     def check_room(self, consumer: ConsumerId) -> None:
         """Refuse a query before it is charged, when it would have to wait too long."""
@@ -137,12 +149,24 @@ class Flights:
         run: Run,
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
+        items: int,
     ) -> Iterator[Flight]:
-        """Compute on a thread of the pool, for the length of the block."""
-        job = self._pool.submit(run.execute, inputs, outputs)
+        """
+        Compute on a thread of the pool, for the length of the block.
+
+        Args:
+            run: of this query by itself.
+            items: how many it holds, where it may share a run.
+        """
+        if self._batching is None:
+            job = self._pool.submit(run.execute, inputs, outputs)
+            flight = Flight(consumer, run, job)
+        else:
+            seat = self._batching.add(consumer, inputs, outputs, items)
+            job = seat.job
+            flight = Flight(consumer, seat, job)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
-        flight = Flight(consumer, run, job)
         self._flights[flight] = None
         loop = asyncio.get_running_loop()
         begin_s = loop.time()

@@ -101,6 +101,12 @@ class Session:
         self.expires_s = math.inf  # on our own clock, as the custodian last said
         self.set_terms(enrolment.terms)
 
+    def open(self, model: TensorModel) -> None:
+        """Its model is loaded."""
+        self.model = model
+        if model.together is not None:
+            self.flights.join(model, model.together)
+
     def set_terms(self, terms: Terms) -> None:
         """The loan's terms are now these."""
         self.renewal.terms = terms

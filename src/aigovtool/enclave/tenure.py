@@ -72,7 +72,7 @@ class Tenure:
                 )
                 if self.session.over is not None:
                     raise self.session.over()
-            self.session.model = self.loading.result()
+            self.session.open(self.loading.result())
         finally:
             welcomed.cancel()
 

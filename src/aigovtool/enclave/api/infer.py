@@ -65,6 +65,7 @@ class _Ready:
     model: TensorModel
     query: oip.InferRequest
     inputs: Mapping[str, Array]
+    cost: int
     run: Run
 
 
@@ -151,10 +152,10 @@ class Infer:
         query, inputs = await self._read(request, body, model)
         cost = model.price(query.inputs)
         session.flights.check_room(consumer)
-        ready = _Ready(consumer, model, query, inputs, model.new_run())
+        ready = _Ready(consumer, model, query, inputs, cost, model.new_run())
         turnstile = session.turnstile
         if not turnstile.limits.active:
-            return await self._charged(request, session, ready, cost, patience_s)
+            return await self._charged(request, session, ready, patience_s)
         self._check_admitted(session, consumer)
         begin_s = self._clock.monotonic_s()
         await unless_gone(
@@ -165,15 +166,15 @@ class Infer:
         try:
             waited_s = self._clock.monotonic_s() - begin_s
             left_s = max(0.0, patience_s - waited_s)
-            return await self._charged(request, session, ready, cost, left_s)
+            return await self._charged(request, session, ready, left_s)
         finally:
             turnstile.leave(consumer)
 
     async def _charged(
-        self, request: Request, session: Session, ready: _Ready, cost: int, patience_s: float
+        self, request: Request, session: Session, ready: _Ready, patience_s: float
     ) -> tuple[Reply, bool]:
         consumer = ready.consumer
-        paid = await self._pay(request, session, consumer, cost, patience_s)
+        paid = await self._pay(request, session, consumer, ready.cost, patience_s)
         fate = Fate.CLIENT_GONE  # unless something else is known
         try:
             reply, fate, left = await self._compute(request, session, ready, paid)
@@ -208,7 +209,9 @@ class Infer:
         keyed = IDEMPOTENCY_KEY in request.headers
         wanted = [output.name for output in ready.query.outputs]
         try:
-            with session.flights.launch(ready.consumer, ready.run, ready.inputs, wanted) as flight:
+            with session.flights.launch(
+                ready.consumer, ready.run, ready.inputs, wanted, ready.cost
+            ) as flight:
 
                 def gone() -> None:
                     if not keyed or session.till.refundable(paid):

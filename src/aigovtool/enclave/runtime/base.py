@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aigovtool.enclave.runtime.speed import Speed
+from aigovtool.sealing.interface import Together
 from aigovtool.wire.oip import ModelMetadata
 from aigovtool.wire.tensors import Array
 
@@ -34,6 +35,7 @@ class TensorModel(Protocol):
     metadata: ModelMetadata
     labels: Mapping[str, Sequence[str]]  # of the classes of an output, by its name
     speed: Speed
+    together: Together | None  # how queries may share a run on a thread, None where they may not
 
     def price(self, inputs: Mapping[str, Array]) -> int:
         """

@@ -8,10 +8,12 @@ Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a fail
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 
@@ -24,10 +26,12 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.sealing.batch import batch_of, items_in
-from aigovtool.sealing.interface import ClassificationOutput
+from aigovtool.sealing.interface import Batch, ClassificationOutput, Together
 from aigovtool.sealing.manifest import SealedManifest
 from aigovtool.wire.oip import ModelMetadata, TensorSignature
 from aigovtool.wire.tensors import BYTES, Array
+
+_log = logging.getLogger(__name__)
 
 PLATFORM = "onnx_onnxv1"  # as other servers of the protocol name it
 _LOG_FATAL = 4
@@ -104,6 +108,7 @@ class OnnxModel:
         self._batch = batch_of(manifest)
         self._texts = [one.name for one in self.metadata.inputs if one.datatype == BYTES]
         self.speed = SLOW
+        self.together: Together | None = None
 
     @classmethod
     def load(
@@ -138,6 +143,7 @@ class OnnxModel:
             model = cls(session, manifest, weights=external.values(), wipe=wipe)
             model._check(session)
             model.speed = model._measured(session) if work_is_known(entry) else SLOW
+            model.together = _together(model._batch, model.speed)
             return model
 
         model = opened(intra_op_threads or usable_cores())
@@ -188,6 +194,21 @@ class OnnxModel:
                     expected=", ".join(one.name for one in ours),
                     came=", ".join(str(one.name) for one in theirs),
                 )
+
+
+def _together(batch: Batch | None, speed: Speed) -> Together | None:
+    """Return how queries may share a run, as the manifest wants it and as rows stand alone."""
+    if batch is None or isinstance(batch.together, msgspec.UnsetType) or speed.at_once:
+        return None
+    if speed.together < batch.together.max_items:
+        _log.warning(
+            "%d of the %d items that the manifest wants in one run stand alone",
+            speed.together,
+            batch.together.max_items,
+        )
+    if speed.together == 1:
+        return None
+    return msgspec.structs.replace(batch.together, max_items=speed.together)
 
 
 def labels_of(manifest: SealedManifest) -> dict[str, tuple[str, ...]]:
