@@ -128,6 +128,7 @@ class FakeCustodian:
         self.state, self.state_reason = "active", ""
         self.lease_duration_s = 5.0
         self.wipe_after_s = 3600.0
+        self.evictable = False
         self.max_lease = 1000
         self.least_lease = 0
         self.consumers: dict[ConsumerId, Consumer] = {}
@@ -473,7 +474,10 @@ class FakeCustodian:
 
     def _terms(self) -> Terms:
         return Terms(
-            lease_duration_s=self.lease_duration_s, wipe_after_s=self.wipe_after_s, expires=None
+            lease_duration_s=self.lease_duration_s,
+            wipe_after_s=self.wipe_after_s,
+            expires=None,
+            evictable=self.evictable,
         )
 
     def _roster(self) -> tuple[RosterEntry, ...]:

@@ -152,6 +152,7 @@ class Loans:
         lease_duration_s: float | None = None,
         max_lease_credits: int | None = None,
         max_enclaves: int | None = None,
+        evictable: bool | None = None,
     ) -> Loan:
         """
         Change what is given of a loan's terms, and tell its enclaves. Leases that live, live on.
@@ -165,6 +166,7 @@ class Loans:
             "lease_duration_s": lease_duration_s,
             "max_lease_credits": max_lease_credits,
             "max_enclaves": max_enclaves,
+            "evictable": evictable,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         if not isinstance(expires, UnsetType):

@@ -78,6 +78,7 @@ class LoanTerms:
         reattest_interval_s: after this long a session must attest again; 0 for never.
         expires: when the loan ends, or None.
         limits: of all its queries together, on all enclaves.
+        evictable: whether an enclave that serves several loans may let its idle model make room.
     """
 
     max_enclaves: int = 16
@@ -88,6 +89,7 @@ class LoanTerms:
     reattest_interval_s: float = 3600.0
     expires: datetime | None = None
     limits: Limits = NO_LIMITS
+    evictable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

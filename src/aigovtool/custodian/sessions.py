@@ -48,6 +48,7 @@ def terms_of(loan: Loan, now: datetime) -> Terms:
         expires=expires,
         expires_in_s=None if expires is None else (expires - now) / timedelta(seconds=1),
         limits=loan.terms.limits,
+        evictable=loan.terms.evictable,
     )
 
 

@@ -9,6 +9,8 @@ Rule 2: a charge is taken back once, and only while its lease is open. Later it 
 
 from __future__ import annotations
 
+import math
+
 from aigovtool.enclave.meter import Charge, Meter, Refusal
 from aigovtool.enclave.receipts import Receipts
 from aigovtool.errors import PromiseBrokenError
@@ -40,17 +42,19 @@ class Paid:
 class Till:
     """Takes payment for queries."""
 
-    __slots__ = ("meter", "receipts")
+    __slots__ = ("meter", "receipts", "used_s")
 
     def __init__(self, meter: Meter, receipts: Receipts) -> None:
         self.meter = meter
         self.receipts = receipts
+        self.used_s = -math.inf  # when a query was charged, or over, last
 
     def pay(self, consumer: ConsumerId, cost: int, now_s: float) -> Paid | Refusal:
         """Charge *cost* credits and draw up the receipt, or say why no lease pays."""
         charge = self.meter.charge(consumer, cost, now_s)
         if isinstance(charge, Refusal):
             return charge
+        self.used_s = now_s
         receipt = self.receipts.draw_up(charge, consumer)
         return Paid(charge, consumer, receipt, self.receipts.count)
 

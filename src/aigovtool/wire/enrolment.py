@@ -96,6 +96,7 @@ class Terms(Message, frozen=True, kw_only=True):
         expires_in_s: how long that was when the custodian said so; the enclave goes by whichever
             comes first, this time on its own monotonic clock.
         limits: of all queries of the loan together.
+        evictable: whether an idle model may make room for another loan's in the same enclave.
     """
 
     lease_duration_s: float
@@ -103,6 +104,7 @@ class Terms(Message, frozen=True, kw_only=True):
     expires: Time | None
     expires_in_s: float | None = None
     limits: Limits = NO_LIMITS
+    evictable: bool = False
 
 
 class RosterEntry(Message, frozen=True, kw_only=True):

@@ -45,6 +45,11 @@ rate_option = click.option(
 concurrency_option = click.option(
     "--concurrency", type=click.IntRange(min=1), help="Queries at one time, on all enclaves."
 )
+evictable_option = click.option(
+    "--evictable/--no-evictable",
+    default=None,
+    help="Whether an enclave may let the idle model make room for another loan's (by default not).",
+)
 
 
 class _OrNone(click.ParamType[Any]):
@@ -195,6 +200,7 @@ def loan() -> None:
 )
 @rate_option
 @concurrency_option
+@evictable_option
 @click.option("--ticket", "ticket_file", type=click.Path(path_type=Path), help="Write loan.toml.")
 @click.option("--manifest", "manifest_file", type=click.Path(path_type=Path))
 @with_remote
@@ -215,6 +221,7 @@ def loan_create(
     reattest_interval: float | None,
     rate: str | None,
     concurrency: int | None,
+    evictable: bool | None,
     ticket_file: Path | None,
     manifest_file: Path | None,
     remote: Remote,
@@ -239,6 +246,7 @@ def loan_create(
         "reattest_interval_s": reattest_interval,
         "rate": rate,
         "concurrency": concurrency,
+        "evictable": evictable,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
     made = client.post(f"{V1}/loans", given, views.MadeLoan)
@@ -291,6 +299,7 @@ def loan_show(loan: str | None, remote: Remote, as_json: bool) -> None:
 @click.option("--lease-duration", type=click.FloatRange(min=0), help="Seconds.")
 @click.option("--max-lease-credits", type=click.IntRange(min=1))
 @click.option("--max-enclaves", type=click.IntRange(min=1))
+@evictable_option
 @with_remote
 @json_option
 @exits
@@ -303,6 +312,7 @@ def loan_set(
     lease_duration: float | None,
     max_lease_credits: int | None,
     max_enclaves: int | None,
+    evictable: bool | None,
     remote: Remote,
     as_json: bool,
 ) -> None:
@@ -317,6 +327,7 @@ def loan_set(
         lease_duration_s=lease_duration,
         max_lease_credits=max_lease_credits,
         max_enclaves=max_enclaves,
+        evictable=evictable,
     )
     changed = client.post(f"{V1}/loans/{one_loan(client, loan)}/terms", wanted, views.LoanView)
     show(changed, lambda: loan_text(changed), as_json=as_json)

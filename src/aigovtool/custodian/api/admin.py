@@ -436,6 +436,7 @@ class AdminDoor:
                 lease_duration_s=wanted.lease_duration_s,
                 max_lease_credits=wanted.max_lease_credits,
                 max_enclaves=wanted.max_enclaves,
+                evictable=wanted.evictable,
             ),
         )
 

@@ -89,6 +89,7 @@ class TermsView(Struct, frozen=True, kw_only=True):
     expires: datetime | None
     rate: str | None
     concurrency: int | None
+    evictable: bool
 
 
 class LogStatusView(Struct, frozen=True, kw_only=True):
@@ -393,6 +394,7 @@ class NewLoan(Message, frozen=True, kw_only=True):
     expires: When | None = None
     rate: str | None = None
     concurrency: int | None = None
+    evictable: bool = _TERMS.evictable
 
     def terms(self) -> LoanTerms:
         return LoanTerms(
@@ -404,6 +406,7 @@ class NewLoan(Message, frozen=True, kw_only=True):
             reattest_interval_s=self.reattest_interval_s,
             expires=self.expires,
             limits=limits_of(self.rate, self.concurrency),
+            evictable=self.evictable,
         )
 
 
@@ -444,6 +447,7 @@ class LoanChange(Message, frozen=True, kw_only=True):
     lease_duration_s: float | None = None
     max_lease_credits: int | None = None
     max_enclaves: int | None = None
+    evictable: bool | None = None
 
 
 class ModelChange(Message, frozen=True, kw_only=True):
@@ -575,6 +579,7 @@ def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
             expires=terms.expires,
             rate=_rate_text(terms.limits),
             concurrency=terms.limits.concurrency,
+            evictable=terms.evictable,
         ),
         created=loan.created,
     )

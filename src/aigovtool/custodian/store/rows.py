@@ -68,6 +68,7 @@ LOAN_TERMS = (
     "rate_per_s",
     "rate_full_us",
     "concurrency",
+    "evictable",
 )
 """What `set_loan_terms` writes."""
 
@@ -218,6 +219,7 @@ def loan_values(row: Loan) -> Values:
         "wipe_after_us": _span_us(row.terms.wipe_after_s),
         "reattest_interval_us": _span_us(row.terms.reattest_interval_s),
         "expires_us": to_us_or_none(row.terms.expires),
+        "evictable": int(row.terms.evictable),
         **account_values(row.account),
         "created_us": to_us(row.created),
         **_limits_values(row.terms.limits, row.rate_full_at),
@@ -240,6 +242,7 @@ def loan_of(row: Row) -> Loan:
             reattest_interval_s=row["reattest_interval_us"] / 1e6,
             expires=from_us_or_none(row["expires_us"]),
             limits=_limits(row),
+            evictable=bool(row["evictable"]),
         ),
         account=_account(row),
         token_sha256=row["token_sha256"],

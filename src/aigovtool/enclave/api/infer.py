@@ -86,7 +86,7 @@ class Infer:
 
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
         """Answer a query; raises what refuses it before its consumer is known."""
-        session, _ = self._enclave.serving()
+        session, _ = self._serving(request)
         consumer = session.authenticate(request.headers.get(AUTHORIZATION))
         whose = f"{session.loan} {consumer}"
         try:
@@ -120,6 +120,14 @@ class Infer:
         finally:
             self._room.give_back(request.body_bytes, whose)
 
+    def _serving(self, request: Request) -> tuple[Session, TensorModel]:
+        """Return who serves, or raise why not; a model that was evicted is wanted again then."""
+        try:
+            return self._enclave.serving()
+        except UnavailableError:
+            self._enclave.want_for(request.headers.get(AUTHORIZATION))
+            raise
+
     async def _answer(
         self, request: Request, body: bytes, name: str, version: str | None, consumer: ConsumerId
     ) -> tuple[Reply, bool]:
@@ -131,7 +139,7 @@ class Infer:
         """
         patient_until_s = self._clock.monotonic_s() + self._patience_s(request)
         while True:
-            session, _ = self._enclave.serving()
+            session, _ = self._serving(request)
             check_model(session, name, version)
             patience_s = max(0.0, patient_until_s - self._clock.monotonic_s())
             try:

@@ -33,19 +33,19 @@ FROM models ORDER BY created_us, name, version;
 INSERT INTO loans (loan, name, model, state, state_reason, policy, token_sha256, max_enclaves,
     max_lease_credits, lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us,
     expires_us, granted, remaining, leased, spent, forfeited, created_us,
-    rate_credits, rate_per_s, rate_full_us, concurrency)
+    rate_credits, rate_per_s, rate_full_us, concurrency, evictable)
 VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :max_enclaves,
     :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us,
     :reattest_interval_us, :expires_us, :granted, :remaining, :leased, :spent, :forfeited,
     :created_us,
-    :rate_credits, :rate_per_s, :rate_full_us, :concurrency);
+    :rate_credits, :rate_per_s, :rate_full_us, :concurrency, :evictable);
 
 -- name: loan
 -- One loan by its id.
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency, retires_us
+    concurrency, evictable, retires_us
 FROM loans WHERE loan = :loan;
 
 -- name: loan_of_token
@@ -53,7 +53,7 @@ FROM loans WHERE loan = :loan;
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency, retires_us
+    concurrency, evictable, retires_us
 FROM loans WHERE token_sha256 = :token_sha256;
 
 -- name: loans
@@ -61,7 +61,7 @@ FROM loans WHERE token_sha256 = :token_sha256;
 SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_lease_credits,
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
-    concurrency, retires_us
+    concurrency, evictable, retires_us
 FROM loans ORDER BY created_us, loan;
 
 -- name: loans_past_date
@@ -143,7 +143,7 @@ WHERE consumer = :consumer;
 UPDATE loans SET max_enclaves = :max_enclaves, max_lease_credits = :max_lease_credits,
     lease_duration_us = :lease_duration_us, expires_us = :expires_us,
     rate_credits = :rate_credits, rate_per_s = :rate_per_s, rate_full_us = :rate_full_us,
-    concurrency = :concurrency
+    concurrency = :concurrency, evictable = :evictable
 WHERE loan = :loan;
 
 -- name: consumers_to_turn
