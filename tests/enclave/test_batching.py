@@ -160,11 +160,6 @@ async def test_a_query_that_fails_is_told_so_alone() -> None:
 async def test_a_run_ends_when_its_last_rider_has_left_and_no_sooner() -> None:
     model = Doubling()
     with batching(model) as queries:
-        await busy(model, queries)
-        seats = [add(queries, n) for n in (1.0, 2.0, 3.0)]
-        model.gate.set()
-        assert found(seats[0]) == [2]
-        model.gate.clear()
         first = await busy(model, queries)
         one, other = add(queries, 4.0), add(queries, 5.0)
         assert first.job.running()
