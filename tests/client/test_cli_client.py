@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +14,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from click.testing import CliRunner, Result
 
 from aigovtool.attestation.policy import write_policy
@@ -193,6 +197,24 @@ def test_interrupting_a_wait(consumer: Consumer, enclave: StandIn) -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize("command", ["query", "verify", "budget"])
+def test_an_interrupt_in_the_moment_in_which_the_loop_falls_asleep(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    interrupt = partial(ctypes.CDLL(None).kill, os.getpid(), int(signal.SIGINT))
+
+    async def connect(*_: object, **__: object) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, uvloop.Loop)  # asyncio's own sleeps on
+        loop.call_soon(interrupt)  # no step in Python, where handlers run, until the loop sleeps
+        await asyncio.sleep(20)
+        raise AssertionError("it was slept through")
+
+    monkeypatch.setattr("aigovtool.client.session.connect_async", connect)
+    given = ["--input", str(consumer.folder / "x.npy")] if command == "query" else []
+    assert consumer.run(command, *given).exit_code == 130
 
 
 def test_verify(consumer: Consumer, world: World) -> None:

@@ -229,6 +229,8 @@ def test_the_whole_command_line_against_a_running_custodian(tmp_path: Path) -> N
         assert run("stop", "none", "--data", str(data)).exit_code == 1
         assert seen("loan", "close", second["loan"]["loan"])["state"] == "closed"  # type: ignore[index]
         assert run("resume", "second", "--data", str(data)).exit_code == 4
+        for flag, evictable in (("--evictable", True), ("--no-evictable", False)):
+            assert seen("loan", "set", "digits", flag)["terms"]["evictable"] is evictable  # type: ignore[index]
         assert "[custodian]" in run("loan", "manifest", "digits", "--data", str(data)).stdout
         assert seen("loan", "ticket", "digits")["ticket"]  # type: ignore[index]
         assert "credits.granted" in [one["kind"] for one in seen("events")]  # type: ignore[attr-defined]

@@ -134,6 +134,7 @@ class FakeCustodian:
         self.tokens = TokenPrice()
         self.wipe_after_s = 3600.0
         self.extraction = NO_EXTRACTION_LIMITS
+        self.evictable = False
         self.max_lease = 1000
         self.least_lease = 0
         self.consumers: dict[ConsumerId, Consumer] = {}
@@ -487,6 +488,7 @@ class FakeCustodian:
             expires=None,
             tokens=self.tokens,
             extraction=self.extraction,
+            evictable=self.evictable,
         )
 
     def _roster(self) -> tuple[RosterEntry, ...]:

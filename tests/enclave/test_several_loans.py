@@ -43,7 +43,8 @@ async def both(
 ) -> AsyncIterator[RunningEnclave]:
     async with running_enclave(custodian, beside=[other], **settings) as enclave:
         for one in (custodian, other):
-            while (await enclave.get("/v1/budget", one.alice))[0] != 200:
+            ready = f"/v2/models/{one.model.verified.manifest.name}/ready"
+            while (await enclave.get(ready, one.alice))[0] != 200:
                 await one.until(lambda one=one: bool(one.sockets))
         yield enclave
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import pytest
+from msgspec import UNSET
 from onnx import TensorProto, helper
 
+from aigovtool.enclave.runtime import speed as measured
 from aigovtool.enclave.runtime.speed import (
     MAX_AT_ONCE,
     QUICK_S,
@@ -19,7 +21,7 @@ from aigovtool.enclave.runtime.speed import (
     measure,
     work_is_known,
 )
-from aigovtool.sealing.interface import Batch
+from aigovtool.sealing.interface import Batch, Together
 from aigovtool.wire.oip import TensorSignature
 from aigovtool.wire.tensors import Array
 
@@ -38,12 +40,14 @@ def speed(
     gives: tuple[int, ...] = ROWS,
     max_items: int = 1000,
     axis: int | None = 0,
+    together: int | None = None,
 ) -> Speed:
+    said = UNSET if together is None else Together(max_items=together)
     return measure(
         compute,
         inputs=[takes or signature(X, ROWS)],
         outputs=[signature(Y, gives)],
-        batch=None if axis is None else Batch(axes={X: axis}, max_items=max_items),
+        batch=None if axis is None else Batch(axes={X: axis}, max_items=max_items, together=said),
     )
 
 
@@ -72,6 +76,31 @@ def test_rows_that_depend_on_their_neighbours_share_none(mixed: Compute) -> None
     assert not speed(lambda inputs: [mixed(inputs[X])]).shared
 
 
+def slowly(compute: Compute) -> Compute:
+    def slow(inputs: Mapping[str, Array]) -> Sequence[Array]:
+        end_s = time.perf_counter() + 2 * QUICK_S
+        while time.perf_counter() < end_s:
+            pass
+        return compute(inputs)
+
+    return slow
+
+
+def test_as_many_rows_of_a_slow_model_share_a_run_as_stand_alone() -> None:
+    assert speed(slowly(doubled), together=8) == Speed(0, together=8)
+    assert speed(slowly(doubled), together=8, max_items=3) == Speed(0, together=3)
+    assert speed(slowly(doubled), takes=signature(X, (3, -1)), axis=1, together=8) == SLOW
+    once_five = slowly(lambda inputs: [inputs[X] + (len(inputs[X]) > 4)])
+    assert speed(once_five, together=8) == Speed(0, together=4)
+    mixed = slowly(lambda inputs: [np.where(np.isnan(inputs[X]).any(), 0, inputs[X])])
+    assert speed(mixed, together=8) == SLOW
+
+
+def test_trying_how_many_rows_stand_alone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "TRY_S", 0.05)
+    assert 1 <= speed(slowly(doubled), together=1000).together < 1000
+
+
 def test_a_batch_that_is_not_the_first_dimension_is_not_shared() -> None:
     assert not speed(doubled, takes=signature(X, (3, -1)), gives=(3, -1), axis=1).shared
     assert not speed(lambda inputs: [np.zeros((1, 3), np.float32)], gives=(1, 3)).shared
@@ -82,13 +111,7 @@ def test_a_query_that_is_one_item_is_alone() -> None:
 
 
 def test_a_model_that_takes_its_time_is_slow() -> None:
-    def compute(inputs: Mapping[str, Array]) -> Sequence[Array]:
-        end_s = time.perf_counter() + 2 * QUICK_S
-        while time.perf_counter() < end_s:
-            pass
-        return doubled(inputs)
-
-    assert speed(compute) == SLOW
+    assert speed(slowly(doubled)) == SLOW
 
 
 def test_work_that_is_not_known_beforehand_is_slow() -> None:

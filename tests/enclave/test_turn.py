@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,6 @@ from aigovtool.enclave.api import turn
 from aigovtool.enclave.control import Ending
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.runtime import speed
-from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.ids import ConsumerId
 from aigovtool.proof.receipt_signature import open_receipt
 from aigovtool.wire.receipt import Receipt, from_header
@@ -150,13 +150,13 @@ async def test_each_gets_its_rows_and_a_receipt_in_its_own_name(
     rich: RunningEnclave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    run = turn._run
+    compute = turn.compute
 
-    def counted(group: Sequence[turn._Query], model: TensorModel) -> list:
+    def counted(group: Sequence[turn._Query], *more: Any) -> list:
         sizes.append(len(group))
-        return run(group, model)
+        return compute(group, *more)
 
-    monkeypatch.setattr(turn, "_run", counted)
+    monkeypatch.setattr(turn, "compute", counted)
     who = [rich.custodian.alice, rich.custodian.consumers[BOB]] * 6
     bodies = [query([[n + row, -n] for row in range(1 + n % 3)]) for n in range(12)]
     assert (await rich.infer())[0] == 200
@@ -186,13 +186,13 @@ async def test_no_run_holds_what_two_consumers_ask(
 ) -> None:
     """A model may be made to mix rows at a word that only one of its users knows."""
     runs: list[set[ConsumerId]] = []
-    run = turn._run
+    compute = turn.compute
 
-    def mixing(group: Sequence[turn._Query], model: TensorModel) -> list:
+    def mixing(group: Sequence[turn._Query], *more: Any) -> list:
         runs.append({one.consumer for one in group})
-        return run(group, model)
+        return compute(group, *more)
 
-    monkeypatch.setattr(turn, "_run", mixing)
+    monkeypatch.setattr(turn, "compute", mixing)
     who = [rich.custodian.alice, rich.custodian.consumers[BOB]]
     assert (await rich.infer())[0] == 200
     hold(monkeypatch, lambda asked: len(asked) == 8)

@@ -16,6 +16,7 @@ from aigovtool.sealing.interface import (
     ModelInterface,
     TensorInput,
     TensorOutput,
+    Together,
     decode_interface,
     encode_interface,
 )
@@ -124,6 +125,10 @@ def test_a_batch_where_the_model_has_no_axis_is_not_sealed(axes: dict[str, int])
         '{"axes": {"x": 0}, "max_items": 0}',
         f'{{"axes": {{"x": 0}}, "max_items": {MAX_BATCH_ITEMS + 1}}}',
         '{"axes": {"x": 0}, "free": true}',
+        '{"axes": {"x": 0}, "together": {}}',
+        '{"axes": {"x": 0}, "together": {"max_items": 1}}',
+        '{"axes": {"x": 0}, "together": {"max_items": 8, "max_delay_ms": 1000.5}}',
+        '{"axes": {"x": 0}, "together": {"max_items": 8, "max_delay_ms": -1}}',
         "0",
     ],
 )
@@ -133,11 +138,21 @@ def test_a_batch_out_of_bounds_is_refused(text: str) -> None:
         decode_interface(body)
 
 
-@pytest.mark.parametrize("batch", [msgspec.UNSET, None, Batch(axes={"x": 0}, max_items=3)])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        msgspec.UNSET,
+        None,
+        Batch(axes={"x": 0}, max_items=3),
+        Batch(axes={"x": 0}, together=Together(max_items=32, max_delay_ms=1.5)),
+    ],
+)
 def test_an_interface_is_read_as_it_was_written(batch: Batch | msgspec.UnsetType | None) -> None:
     written = interface(batch, x=(-1, 4))
     assert decode_interface(encode_interface(written)) == written
     assert (b'"batch"' in encode_interface(written)) is (batch is not msgspec.UNSET)
+    joined = isinstance(batch, Batch) and isinstance(batch.together, Together)
+    assert (b'"together"' in encode_interface(written)) is joined
 
 
 class Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from aigovtool.wire.tensors import Array
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _optional_api_key_file = click.option(
     "--api-key-file",
@@ -123,7 +123,7 @@ def query(
                 )
             return session.attestation, answered
 
-    enclave, answered = asyncio.run(ask())
+    enclave, answered = _run(ask())
     model = enclave.model.manifest
     answer = read_answer(answered.outputs, model.interface)
     if as_json:
@@ -165,7 +165,7 @@ def verify(*, address: str, manifest: Path, api_key_file: Path | None, as_json: 
         await channel.aclose()
         return channel.enclave, None
 
-    enclave, budget = asyncio.run(look())
+    enclave, budget = _run(look())
     if as_json:
         print_json(as_json_value(enclave, budget))
         return
@@ -189,7 +189,7 @@ def budget(*, address: str, manifest: Path, api_key_file: Path, as_json: bool) -
         async with await _connect(address, manifest, api_key_file) as session:
             return await session.budget()
 
-    view = asyncio.run(ask())
+    view = _run(ask())
     if as_json:
         print_json(view)
         return
@@ -249,8 +249,6 @@ def proxy(
     folder: Path | None,
 ) -> None:
     """Let curl, tritonclient, openai and others use the enclave, which the proxy verifies."""
-    import uvloop
-
     from aigovtool.channel.address import parse_address
     from aigovtool.channel.extras import prepare_grpc
     from aigovtool.client.proxy import DEFAULT_PORT, GRPC_PORT, serve_proxy
@@ -285,7 +283,19 @@ def proxy(
             await channel.aclose()
             store.close()
 
-    uvloop.run(serve())
+    _run(serve())
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """
+    Run *work* on an event loop; Ctrl-C cancels it, whenever it comes.
+
+    asyncio's own loop sleeps through a Ctrl-C that comes between its last step in Python and the
+    system call in which it waits, until something else wakes it; uvloop's is woken by the signal.
+    """
+    import uvloop
+
+    return uvloop.run(work)
 
 
 async def _connect(

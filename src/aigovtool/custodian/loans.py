@@ -177,6 +177,7 @@ class Loans:
         price_output: int | None = None,
         shared_prefixes: bool | None = None,
         extraction: Mapping[str, int | None] = MappingProxyType({}),
+        evictable: bool | None = None,
     ) -> Loan:
         """
         Change what is given of a loan's terms, and tell its enclaves. Leases that live, live on.
@@ -194,6 +195,7 @@ class Loans:
             "max_lease_credits": max_lease_credits,
             "max_enclaves": max_enclaves,
             "shared_prefixes": shared_prefixes,
+            "evictable": evictable,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         if not isinstance(expires, UnsetType):

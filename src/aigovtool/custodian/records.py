@@ -86,6 +86,7 @@ class LoanTerms:
         token_price: of a language model.
         shared_prefixes: whether what is kept of one consumer's prompt may serve another's.
         extraction: what each consumer gets of the model.
+        evictable: whether an enclave that serves several loans may let its idle model make room.
     """
 
     max_enclaves: int = 16
@@ -99,6 +100,7 @@ class LoanTerms:
     token_price: TokenPrice = ONE_CREDIT_A_TOKEN
     shared_prefixes: bool = False
     extraction: ExtractionLimits = NO_EXTRACTION_LIMITS
+    evictable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

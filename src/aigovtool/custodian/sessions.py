@@ -51,6 +51,7 @@ def terms_of(loan: Loan, now: datetime) -> Terms:
         tokens=loan.terms.token_price,
         shared_prefixes=loan.terms.shared_prefixes,
         extraction=loan.terms.extraction,
+        evictable=loan.terms.evictable,
     )
 
 

@@ -39,6 +39,7 @@ from aigovtool.enclave.config import (
 )
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
+from aigovtool.enclave.eviction import Evictions
 from aigovtool.enclave.flights import CONSUMER_SHARE, Flights
 from aigovtool.enclave.keepsake import Keepsake
 from aigovtool.enclave.keys import ProcessKeys, make_keys
@@ -188,6 +189,7 @@ class House:
         self._models = ModelRoom(
             config.max_model_bytes or default_model_bytes(), packed_bytes=config.packed_bytes
         )
+        self._evictions = Evictions(self._models, clock.monotonic_s)
         self._keepsakes: dict[bytes, Keepsake] = {}  # by custodian
 
     def take_in(
@@ -222,6 +224,7 @@ class House:
                 progress=self._progress,
             ),
             room=self._models,
+            evictions=self._evictions,
             attester=self._attester,
             keys=self._keys,
             make_flights=self._make_flights,

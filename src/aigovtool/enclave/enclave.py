@@ -7,6 +7,7 @@ one session to the next.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -15,7 +16,12 @@ from aigovtool.enclave.control import Ending
 from aigovtool.enclave.lifecycle import Lifecycle, State
 from aigovtool.enclave.runtime.base import LanguageModel, Model, TensorModel
 from aigovtool.enclave.session import Session
-from aigovtool.errors import LoanNotActiveError, NotFoundError, UnavailableError
+from aigovtool.errors import (
+    AIGovToolError,
+    LoanNotActiveError,
+    NotFoundError,
+    UnavailableError,
+)
 from aigovtool.ids import LoanId
 from aigovtool.telemetry.logs import event
 
@@ -41,6 +47,8 @@ class Enclave:
         self.session: Session | None = None
         self.clock = clock
         self.sessions = 0  # enrolled by this process
+        self.wanted = False  # whether a query came for the model that was evicted
+        self._evicted = False  # and does not serve again yet
         self._idle_since_s = clock.monotonic_s()  # when it last ceased to serve, or was made
         self._live: list[Session] = []
         self._past_receipts = 0  # of sessions that are over
@@ -85,7 +93,22 @@ class Enclave:
 
     def not_serving(self) -> UnavailableError:
         """Say why no query is admitted."""
-        return refusal(self.life.state, self.life.reason)
+        state = self.life.state
+        coming_back = self._evicted and state in (State.ENROLLING, State.LOADING)
+        return refusal(State.EVICTED if coming_back else state, self.life.reason)
+
+    def want(self) -> None:
+        """If the model was evicted, let it be loaded again."""
+        if self.life.state is State.EVICTED and not self.wanted:
+            self.wanted = True
+            self._idle_since_s = self.clock.monotonic_s()
+
+    def want_for(self, authorization: bytes | None) -> None:
+        """The same, if it is a consumer of the loan who asks."""
+        if self.session is not None:
+            with contextlib.suppress(AIGovToolError):
+                self.session.authenticate(authorization)
+                self.want()
 
     @property
     def receipts(self) -> int:
@@ -111,7 +134,7 @@ class Enclave:
 
     def loaded(self, session: Session, model: Model) -> None:
         """The model is loaded: serve, once the custodian has said for whom."""
-        session.model = model
+        session.open(model)
         self.serve()
 
     def succeed(self, session: Session, *, after_s: float) -> None:
@@ -137,6 +160,7 @@ class Enclave:
             return
         if self.life.state is State.LOADING:
             self.life.move(State.SERVING, "serving")
+            self._evicted = False
             self._on_ready(session, self.clock.monotonic_s() - self._idle_since_s)
         if self.life.state is State.UNREACHABLE and session.renewal.connected:
             self.life.move(State.SERVING, "serving")
@@ -151,6 +175,8 @@ class Enclave:
     def ceased(self, ending: Ending) -> None:
         """The session has come to its end: no query is admitted any more."""
         self._idle_since_s = self.clock.monotonic_s()
+        if ending.to is State.EVICTED:
+            self._evicted, self.wanted = True, False
         if self.life.state is not State.DRAINING:  # which ends in its own way
             self.life.move(ending.to, ending.reason)
         _log.warning(

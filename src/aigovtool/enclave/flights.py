@@ -18,16 +18,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
-from aigovtool.enclave.runtime.base import Run
+from aigovtool.enclave.batching import Batching, Outputs
+from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
+from aigovtool.sealing.interface import Together
 from aigovtool.telemetry.metrics import Times
 from aigovtool.wire.tensors import Array
 
 FULL_RETRY_AFTER_S = 1.0
 CONSUMER_SHARE = 0.75  # of what all consumers have together, that one of them can take
 
-Outputs = dict[str, Array]
 T = TypeVar("T")
 
 
@@ -142,11 +143,16 @@ class Flights:
         self._each = math.ceil(limit * CONSUMER_SHARE)
         self._time_s = time_s
         self.times = times
+        self._batching: Batching | None = None
         self._flights: dict[Flight[Any], None] = {}
         self._jobs: set[Future[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def join(self, model: TensorModel, together: Together) -> None:
+        """Compute queries of *model*, which all are, in common runs."""
+        self._batching = Batching(model, self._pool, together)
 
     def check_room(self, consumer: ConsumerId) -> None:
         """Refuse a query before it is charged, when it would have to wait too long."""
@@ -167,10 +173,20 @@ class Flights:
         run: Run,
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
+        items: int,
     ) -> contextlib.AbstractContextManager[Flight[Outputs]]:
-        """Compute on a thread of the pool, for the length of the block."""
-        job = self._pool.submit(run.execute, inputs, outputs)
-        return self.fly(consumer, run, job, time_s=self._time_s)
+        """
+        Compute on a thread of the pool, for the length of the block.
+
+        Args:
+            run: of this query by itself.
+            items: how many it holds, where it may share a run.
+        """
+        if self._batching is None:
+            job = self._pool.submit(run.execute, inputs, outputs)
+            return self.fly(consumer, run, job, time_s=self._time_s)
+        seat = self._batching.add(consumer, inputs, outputs, items)
+        return self.fly(consumer, seat, seat.job, time_s=self._time_s)
 
     @contextlib.contextmanager
     def fly(

@@ -6,6 +6,8 @@ The states of an enclave, and the moves between them that are legal.
                  │   └──────────┴──────────┴─────────────┤  session ended, or wiped after silence
                  │                                       ▼
               stopped ◀── the loan is stopped or expired: key and model are wiped
+
+    serving ─▶ evicted ─▶ enrolling: the model made room for another, until a query wants it again
     (any) ─▶ draining ─▶ closed          (any) ─▶ closed: the loan is closed, for good
 
 Rule 1: only `serving` and `unreachable` admit queries, and there only live leases pay.
@@ -28,6 +30,7 @@ class State(StrEnum):
     SERVING = "serving"
     UNREACHABLE = "unreachable"
     STOPPED = "stopped"
+    EVICTED = "evicted"
     DRAINING = "draining"
     CLOSED = "closed"
 
@@ -38,9 +41,12 @@ MOVES: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.ENROLLING} | _ENDS),
     State.ENROLLING: frozenset({State.LOADING, State.STOPPED} | _ENDS),
     State.LOADING: frozenset({State.SERVING, State.ENROLLING, State.STOPPED} | _ENDS),
-    State.SERVING: frozenset({State.UNREACHABLE, State.ENROLLING, State.STOPPED} | _ENDS),
+    State.SERVING: frozenset(
+        {State.UNREACHABLE, State.ENROLLING, State.STOPPED, State.EVICTED} | _ENDS
+    ),
     State.UNREACHABLE: frozenset({State.SERVING, State.ENROLLING, State.STOPPED} | _ENDS),
     State.STOPPED: frozenset({State.ENROLLING} | _ENDS),
+    State.EVICTED: frozenset({State.ENROLLING} | _ENDS),
     State.DRAINING: frozenset({State.CLOSED}),
     State.CLOSED: frozenset(),
 }

@@ -35,8 +35,8 @@ class ModelRoom:
 
     def take(self, model: SealedManifest) -> None:
         """Count a model; raises NoRoomError when it does not fit beside those that there are."""
-        size = self._bytes_of(model)
-        if self.taken_bytes + size > self._max_bytes:
+        size = self.bytes_of(model)
+        if self.lacking_bytes(model) > 0:
             raise NoRoomError(
                 "there is no memory for the model",
                 came=f"{size} bytes, beside {self.taken_bytes} of other models",
@@ -45,15 +45,19 @@ class ModelRoom:
             )
         self.taken_bytes += size
 
+    def lacking_bytes(self, model: SealedManifest) -> int:
+        """How many bytes are too few for a model, 0 or less when it fits."""
+        return self.taken_bytes + self.bytes_of(model) - self._max_bytes
+
     def give_back(self, model: SealedManifest) -> None:
         """A model is wiped."""
-        self.taken_bytes -= self._bytes_of(model)
+        self.taken_bytes -= self.bytes_of(model)
 
     def fits_instead(self, model: SealedManifest, of: SealedManifest) -> bool:
         """Whether *model* would fit once *of*, which is counted, is wiped."""
-        others = self.taken_bytes - self._bytes_of(of)
-        return others + self._bytes_of(model) <= self._max_bytes
+        return self.lacking_bytes(model) <= self.bytes_of(of)
 
-    def _bytes_of(self, model: SealedManifest) -> int:
+    def bytes_of(self, model: SealedManifest) -> int:
+        """What a model counts for."""
         size = model.plaintext_size
         return 2 * size if size <= self._packed_bytes else size

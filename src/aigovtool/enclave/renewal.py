@@ -228,6 +228,7 @@ class Renewal:
         kind = REFUNDS[fate]
         refunded = kind is not None and self._till.refund(paid, kind)
         self._till.close(paid)
+        self._till.used_s = now_s
         if refunded or isinstance(paid, Tab):
             self._serve(now_s)
         if self.meter.first_expiry_s() <= now_s:

@@ -63,6 +63,7 @@ class Session:
         self.verified = enrolment.verified
         self.custodian_key = enrolment.verified.custodian_key
         self.keys = enrolment.keys
+        self._opened_s = -math.inf
         self.model: Model | None = None
         self.roster: Roster | None = None  # the custodian says it first in its welcome
         self.over: Callable[[], AIGovToolError] | None = None  # why nothing is computed any more
@@ -104,6 +105,23 @@ class Session:
         )
         self.expires_s = math.inf  # on our own clock, as the custodian last said
         self.set_terms(enrolment.terms)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no query is in flight or waits."""
+        return not (self.flights or self.renewal.queue or self.turnstile.waited_at)
+
+    @property
+    def used_s(self) -> float:
+        """When its model was loaded, or a query was charged or over last."""
+        return max(self._opened_s, self.till.used_s)
+
+    def open(self, model: Model) -> None:
+        """Its model is loaded."""
+        self.model = model
+        self._opened_s = self._clock.monotonic_s()
+        if model.takes == "tensors" and model.together is not None:
+            self.flights.join(model, model.together)
 
     def set_terms(self, terms: Terms) -> None:
         """The loan's terms are now these."""

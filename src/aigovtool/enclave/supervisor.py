@@ -8,11 +8,14 @@ Rule 4: when the loan's model is replaced, a session for the new one is enrolled
         the one that serves. When it is ready the old one charges nothing more and gives its leases
         back; what it has not charged, and all that comes, is the new one's. It ends when what it
         has charged is answered. Where there is no memory for both, the old one ends first.
+Rule 5: a model that was evicted is loaded again when a query wants it, as soon as there is room or
+        others may go for it (`eviction`); without a query, when there is room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,7 @@ from aigovtool.enclave.control import CLOSED, Conversation, Ending
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.enrolment import Enrolment, enrol
+from aigovtool.enclave.eviction import Evictions
 from aigovtool.enclave.extraction import Watch
 from aigovtool.enclave.flights import Flights
 from aigovtool.enclave.keepsake import Keepsake
@@ -39,10 +43,12 @@ from aigovtool.enclave.secret_bytes import overwrite
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.tenure import Tenure
 from aigovtool.errors import AIGovToolError, LoanNotActiveError, UnavailableError
+from aigovtool.sealing.manifest import SealedManifest
 from aigovtool.telemetry.logs import event
 
 REFUSED_FIRST_S = 1.0
 REFUSED_LONGEST_S = 30.0
+LOOK_FOR_ROOM_S = 0.2
 HAND_OVER_S = 2.0  # for the custodian to have the leases that a session gives back
 NO_ROOM_FOR_BOTH = "there is no memory for the loan's new model beside the older one"
 KEEP_EVERY_S = 5.0  # the custodian's newest statement, for a custodian that was rolled back
@@ -56,6 +62,7 @@ class Supervisor:
 
     Args:
         room: the memory for models.
+        evictions: makes room in it.
         make_flights: makes what holds the queries of one session while they are computed.
         max_waiting: queries that may wait for credits, and as many for a limit, of all consumers
             and of each.
@@ -68,6 +75,7 @@ class Supervisor:
         client: CustodianClient,
         loader: Loader,
         room: ModelRoom,
+        evictions: Evictions,
         attester: Attester,
         keys: ProcessKeys,
         make_flights: Callable[[], Flights],
@@ -81,6 +89,7 @@ class Supervisor:
         self._client = client
         self._loader = loader
         self._room = room
+        self._evictions = evictions
         self._attester = attester
         self._keys = keys
         self._loan = enclave.loan
@@ -101,7 +110,10 @@ class Supervisor:
                 await self._lead(self._begin(enrolment), refused)
                 if self._enclave.life.state in (State.CLOSED, State.DRAINING):
                     break
-                await refused.wait()
+                if self._enclave.life.state is State.EVICTED:
+                    await self._until_room_for(enrolment.verified.manifest)
+                else:
+                    await refused.wait()
             await self._all_over()
         finally:
             for tenure in self._tenures:
@@ -138,6 +150,12 @@ class Supervisor:
             self._running.cancel()
             await asyncio.wait({self._running})
         enclave.life.move(State.CLOSED, ending.reason)
+
+    async def _until_room_for(self, model: SealedManifest) -> None:
+        """Return when a model that was evicted can be loaded again (Rule 5)."""
+        fits = functools.partial(self._evictions.would_fit, model, of=self._loan)
+        while not fits(evicting=self._enclave.wanted):  # noqa: ASYNC110 - time alone may make room
+            await asyncio.sleep(LOOK_FOR_ROOM_S)
 
     async def _all_over(self) -> None:
         if living := {tenure.living for tenure in self._tenures}:
@@ -220,6 +238,7 @@ class Supervisor:
         )
         self._enclave.enrolled(session)
         self._tenures[tenure] = None
+        self._evictions.residents[tenure] = None
         tenure.living = asyncio.create_task(self._live(tenure))
         return tenure
 
@@ -239,7 +258,7 @@ class Supervisor:
             self._keepsake.keep(session.renewal.newest_statement)
             await tenure.wipe()
             self._enclave.over(session)
-            del self._tenures[tenure]
+            del self._tenures[tenure], self._evictions.residents[tenure]
 
     async def _keep(self, session: Session) -> None:
         while True:
@@ -249,7 +268,7 @@ class Supervisor:
     async def _load(self, enrolment: Enrolment) -> Model:
         manifest = enrolment.verified.manifest
         try:
-            self._room.take(manifest)
+            await self._evictions.take(manifest, of=self._loan)
             try:
                 return await self._loader.load(enrolment.verified, enrolment.content_key)
             except BaseException:

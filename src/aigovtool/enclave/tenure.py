@@ -21,7 +21,11 @@ from aigovtool.enclave.model_room import ModelRoom
 from aigovtool.enclave.runtime.base import Model
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError
+from aigovtool.ids import LoanId
+from aigovtool.sealing.manifest import SealedManifest
 from aigovtool.telemetry.logs import event
+
+EVICTED = "its model made room for another one, and is loaded again when it is asked for"
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class Tenure:
         self.session = session
         self.loading = loading
         self.cancelled = 0
+        self._gone = asyncio.Event()
         self._enclave = enclave
         self._room = room
         self._welcomed = asyncio.Event()  # the custodian has said for whom it serves
@@ -72,7 +77,7 @@ class Tenure:
                 )
                 if self.session.over is not None:
                     raise self.session.over()
-            self.session.model = self.loading.result()
+            self.session.open(self.loading.result())
         finally:
             welcomed.cancel()
 
@@ -81,6 +86,37 @@ class Tenure:
         await self.session.succeeded.wait()
         await self.session.flights.idle()
         self.conversation.end(Ending(State.ENROLLING, MODEL_REPLACED))
+
+    # --- eviction.Resident ----------------------------------------------------------------------
+
+    @property
+    def loan(self) -> LoanId:
+        return self.session.loan
+
+    @property
+    def manifest(self) -> SealedManifest:
+        return self.session.verified.manifest
+
+    @property
+    def rests_since_s(self) -> float | None:
+        session = self.session
+        if (
+            self._is_current
+            and self._enclave.life.state is State.SERVING
+            and session.renewal.terms.evictable
+            and session.idle
+            and not session.replaced.is_set()
+            and not session.leaving
+        ):
+            return session.used_s
+        return None
+
+    def evict(self) -> None:
+        _log.warning("the model makes room for another one", extra=event("model.evicted"))
+        self.conversation.end(Ending(State.EVICTED, EVICTED))
+
+    async def gone(self) -> None:
+        await self._gone.wait()
 
     # --- control.Host ---------------------------------------------------------------------------
 
@@ -138,6 +174,7 @@ class Tenure:
         # on a thread: overwriting gigabytes takes a moment, in which others want answers
         await asyncio.to_thread(model.close)
         self._room.give_back(self.session.verified.manifest)
+        self._gone.set()
         _log.warning("key and model are wiped", extra=event("enclave.wiped"))
 
 

@@ -11,6 +11,7 @@ Rule 3: what a query that goes on has drawn gets its receipt when its lease is c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from aigovtool.enclave.meter import Charge, Hold, Meter, Refusal, Use
@@ -85,18 +86,20 @@ def _nobody_waits() -> None:
 class Till:
     """Takes payment for queries. `tabs` are those that go on."""
 
-    __slots__ = ("meter", "receipts", "tabs")
+    __slots__ = ("meter", "receipts", "tabs", "used_s")
 
     def __init__(self, meter: Meter, receipts: Receipts) -> None:
         self.meter = meter
         self.receipts = receipts
         self.tabs: dict[Tab, None] = {}
+        self.used_s = -math.inf  # when a query was charged, or over, last
 
     def pay(self, consumer: ConsumerId, cost: int, now_s: float) -> Paid | Refusal:
         """Charge *cost* credits and draw up the receipt, or say why no lease pays."""
         charge = self.meter.charge(consumer, cost, now_s)
         if isinstance(charge, Refusal):
             return charge
+        self.used_s = now_s
         receipt = self.receipts.draw_up(charge, consumer)
         return Paid(charge, consumer, receipt, self.receipts.count)
 

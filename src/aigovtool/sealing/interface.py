@@ -31,6 +31,8 @@ MAX_LABELS = 100_000
 MAX_TEXT_BYTES = 1 << 24
 MAX_SCALE = 1e6
 MAX_BATCH_ITEMS = 1 << 20  # what one lease must be able to pay for decides long before
+MAX_TOGETHER_ITEMS = 1024
+MAX_DELAY_MS = 1000.0
 
 Datatype = Literal[
     "BOOL",
@@ -256,6 +258,23 @@ class TensorOutput(
     name: Name
 
 
+class Together(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    How queries of several requests are computed in one run. Nothing of it is charged for.
+
+    Args:
+        max_items: of all queries in a run.
+        max_delay_ms: how long a query may wait for others to come. With 0 only those share a run
+            that wait anyway, since all compute threads are busy.
+        across_consumers: whether they may be of several consumers, for whom the model's maker then
+            vouches: no input of one changes what another one gets.
+    """
+
+    max_items: Annotated[int, Meta(ge=2, le=MAX_TOGETHER_ITEMS)]
+    max_delay_ms: Annotated[float, Meta(ge=0, le=MAX_DELAY_MS)] = 0.0
+    across_consumers: bool = False
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     How the model takes several items in one query; each costs one credit.
@@ -263,6 +282,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Args:
         axes: for each input that holds a batch, the axis along which its items lie, from 0.
         max_items: a larger batch is refused.
+        together: how queries that come at one time are computed; left out, each by itself.
     """
 
     axes: Annotated[
@@ -270,6 +290,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Meta(min_length=1, max_length=MAX_TENSORS),
     ]
     max_items: Annotated[int, Meta(ge=1, le=MAX_BATCH_ITEMS)] = MAX_BATCH_ITEMS
+    together: Together | msgspec.UnsetType = msgspec.UNSET
 
 
 InputDescription = ImageInput | TextInput | TensorInput

@@ -121,6 +121,7 @@ class Terms(Message, frozen=True, kw_only=True):
         shared_prefixes: whether what is kept of one consumer's prompt may serve another's, who can
             tell by the time that it takes.
         extraction: what each consumer gets of the model.
+        evictable: whether an idle model may make room for another loan's in the same enclave.
     """
 
     lease_duration_s: float
@@ -131,6 +132,7 @@ class Terms(Message, frozen=True, kw_only=True):
     tokens: TokenPrice = ONE_CREDIT_A_TOKEN
     shared_prefixes: bool = False
     extraction: ExtractionLimits = NO_EXTRACTION_LIMITS
+    evictable: bool = False
 
 
 class RosterEntry(Message, frozen=True, kw_only=True):

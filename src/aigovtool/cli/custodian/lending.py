@@ -46,6 +46,11 @@ rate_option = click.option(
 concurrency_option = click.option(
     "--concurrency", type=click.IntRange(min=1), help="Queries at one time, on all enclaves."
 )
+evictable_option = click.option(
+    "--evictable/--no-evictable",
+    default=None,
+    help="Whether an enclave may let the idle model make room for another loan's (by default not).",
+)
 
 
 def _given(**options: object) -> dict[str, object]:
@@ -184,6 +189,7 @@ def loan() -> None:
 @rate_option
 @concurrency_option
 @with_model_terms(change=False)
+@evictable_option
 @click.option("--ticket", "ticket_file", type=click.Path(path_type=Path), help="Write loan.toml.")
 @click.option("--manifest", "manifest_file", type=click.Path(path_type=Path))
 @with_remote
@@ -205,6 +211,7 @@ def loan_create(
     rate: str | None,
     concurrency: int | None,
     model_terms: ModelTerms,
+    evictable: bool | None,
     ticket_file: Path | None,
     manifest_file: Path | None,
     remote: Remote,
@@ -230,6 +237,7 @@ def loan_create(
         "rate": rate,
         "concurrency": concurrency,
         **model_terms.to_json(),
+        "evictable": evictable,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
     made = client.post(f"{V1}/loans", given, views.MadeLoan)
@@ -283,6 +291,7 @@ def loan_show(loan: str | None, remote: Remote, as_json: bool) -> None:
 @click.option("--max-lease-credits", type=click.IntRange(min=1))
 @click.option("--max-enclaves", type=click.IntRange(min=1))
 @with_model_terms(change=True)
+@evictable_option
 @with_remote
 @json_option
 @exits
@@ -296,6 +305,7 @@ def loan_set(
     max_lease_credits: int | None,
     max_enclaves: int | None,
     model_terms: ModelTerms,
+    evictable: bool | None,
     remote: Remote,
     as_json: bool,
 ) -> None:
@@ -310,6 +320,7 @@ def loan_set(
         lease_duration_s=lease_duration,
         max_lease_credits=max_lease_credits,
         max_enclaves=max_enclaves,
+        evictable=evictable,
     )
     wanted |= model_terms.to_json()
     changed = client.post(f"{V1}/loans/{one_loan(client, loan)}/terms", wanted, views.LoanView)

@@ -173,10 +173,11 @@ def loan_text(loan: Any) -> str:
     from aigovtool.cli.custodian import tables
 
     account = loan.account
+    evictable = "its idle model may make room for another loan's\n" if loan.terms.evictable else ""
     return (
         f"{loan.name} ({loan.loan}) is {loan.state}: {account.left} of {account.granted} credits "
         f"left, {account.leased} leased, {account.spent} spent, {account.forfeited} forfeited\n"
-        f"{tables.worst_case(loan.exposure)}"
+        f"{evictable}{tables.worst_case(loan.exposure)}"
         + (f"\n{said}" if (said := tables.model_terms(loan.terms)) else "")
     )
 

@@ -440,6 +440,7 @@ class AdminDoor:
                 price_output=wanted.token_price.output,
                 shared_prefixes=wanted.shared_prefixes,
                 extraction=wanted.extraction.given(),
+                evictable=wanted.evictable,
             ),
         )
 

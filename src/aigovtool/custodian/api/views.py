@@ -95,6 +95,7 @@ class TermsView(Struct, frozen=True, kw_only=True):
     token_price: TokenPrice
     shared_prefixes: bool
     extraction: ExtractionLimits
+    evictable: bool
 
 
 class LogStatusView(Struct, frozen=True, kw_only=True):
@@ -402,6 +403,7 @@ class NewLoan(Message, frozen=True, kw_only=True):
     token_price: TokenPrice = _TERMS.token_price
     shared_prefixes: bool = _TERMS.shared_prefixes
     extraction: ExtractionLimits = _TERMS.extraction
+    evictable: bool = _TERMS.evictable
 
     def terms(self) -> LoanTerms:
         return LoanTerms(
@@ -416,6 +418,7 @@ class NewLoan(Message, frozen=True, kw_only=True):
             token_price=self.token_price,
             shared_prefixes=self.shared_prefixes,
             extraction=self.extraction,
+            evictable=self.evictable,
         )
 
 
@@ -481,6 +484,7 @@ class LoanChange(Message, frozen=True, kw_only=True):
     token_price: PriceChange = PriceChange()
     shared_prefixes: bool | None = None
     extraction: ExtractionChange = ExtractionChange()
+    evictable: bool | None = None
 
 
 class ModelChange(Message, frozen=True, kw_only=True):
@@ -616,6 +620,7 @@ def loan_view(tx: Reading, loan: Loan, now: datetime) -> LoanView:
             token_price=terms.token_price,
             shared_prefixes=terms.shared_prefixes,
             extraction=terms.extraction,
+            evictable=terms.evictable,
         ),
         created=loan.created,
     )

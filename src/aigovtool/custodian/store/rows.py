@@ -78,6 +78,7 @@ LOAN_TERMS = (
     "queries_per_day",
     "output_digits",
     "top_labels",
+    "evictable",
 )
 """What `set_loan_terms` writes."""
 
@@ -230,6 +231,7 @@ def loan_values(row: Loan) -> Values:
         "wipe_after_us": _span_us(row.terms.wipe_after_s),
         "reattest_interval_us": _span_us(row.terms.reattest_interval_s),
         "expires_us": to_us_or_none(row.terms.expires),
+        "evictable": int(row.terms.evictable),
         **account_values(row.account),
         "created_us": to_us(row.created),
         **_limits_values(row.terms.limits, row.rate_full_at),
@@ -259,6 +261,7 @@ def loan_of(row: Row) -> Loan:
             token_price=TokenPrice(input=row["price_input"], output=row["price_output"]),
             shared_prefixes=bool(row["shared_prefixes"]),
             extraction=ExtractionLimits(**{name: row[name] for name in BOUNDS}),
+            evictable=bool(row["evictable"]),
         ),
         account=_account(row),
         token_sha256=row["token_sha256"],

@@ -66,6 +66,7 @@ _METHOD_NOT_ALLOWED = 405
 _ACTIVE = "active"  # the loan's state, in the words of the custodian
 _LOAN_STATES = {
     State.SERVING: _ACTIVE,
+    State.EVICTED: _ACTIVE,
     State.STOPPED: "stopped",
     State.CLOSED: "closed",
     State.UNREACHABLE: "unreachable",

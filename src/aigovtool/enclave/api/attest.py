@@ -75,7 +75,13 @@ class Attest:
     async def __call__(self, request: Request) -> Reply:
         """Answer with an `AttestationDocument` for the nonce in the query string."""
         nonce = _nonce(request.query)
-        session, _ = self._enclave.serving()
+        try:
+            session, _ = self._enclave.serving()
+        except UnavailableError:
+            # who judges first shows no key; the pace bounds how often a stranger can want it
+            self._witness.check_pace(request.peer)
+            self._enclave.want()
+            raise
         self._witness.check_pace(request.peer)
         bound = report_data(
             AskedBy.CONSUMER,

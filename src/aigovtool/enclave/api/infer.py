@@ -60,6 +60,7 @@ class _Ready:
     model: TensorModel
     query: oip.InferRequest
     inputs: Mapping[str, Array]
+    cost: int
     run: Run
 
 
@@ -81,7 +82,7 @@ class Infer:
 
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
         """Answer a query; raises what refuses it before its consumer is known."""
-        session, _ = self._enclave.serving()
+        session, _ = self._serving(request)
         consumer = session.authenticate(request.headers.get(AUTHORIZATION))
         whose = f"{session.loan} {consumer}"
         try:
@@ -115,6 +116,14 @@ class Infer:
         finally:
             self._room.give_back(request.body_bytes, whose)
 
+    def _serving(self, request: Request) -> tuple[Session, TensorModel]:
+        """Return who serves, or raise why not; a model that was evicted is wanted again then."""
+        try:
+            return self._enclave.serving_tensors()
+        except UnavailableError:
+            self._enclave.want_for(request.headers.get(AUTHORIZATION))
+            raise
+
     async def _answer(
         self, request: Request, body: bytes, name: str, version: str | None, consumer: ConsumerId
     ) -> tuple[Reply, bool]:
@@ -143,17 +152,17 @@ class Infer:
         query, inputs = await self._read(request, body, model, limits)
         cost = model.price(query.inputs)
         session.flights.check_room(consumer)
-        ready = _Ready(consumer, model, query, inputs, model.new_run())
+        ready = _Ready(consumer, model, query, inputs, cost, model.new_run())
         async with self._cashier.within_limits(
             request, session, consumer, cost, patience_s
         ) as left_s:
-            return await self._charged(request, session, ready, cost, left_s)
+            return await self._charged(request, session, ready, left_s)
 
     async def _charged(
-        self, request: Request, session: Session, ready: _Ready, cost: int, patience_s: float
+        self, request: Request, session: Session, ready: _Ready, patience_s: float
     ) -> tuple[Reply, bool]:
         consumer = ready.consumer
-        paid = await self._cashier.pay(request, session, consumer, cost, patience_s)
+        paid = await self._cashier.pay(request, session, consumer, ready.cost, patience_s)
         fate = Fate.CLIENT_GONE  # unless something else is known
         try:
             reply, fate, left = await self._compute(request, session, ready, paid)
@@ -188,7 +197,9 @@ class Infer:
         keyed = IDEMPOTENCY_KEY in request.headers
         wanted = [output.name for output in ready.query.outputs]
         try:
-            with session.flights.launch(ready.consumer, ready.run, ready.inputs, wanted) as flight:
+            with session.flights.launch(
+                ready.consumer, ready.run, ready.inputs, wanted, ready.cost
+            ) as flight:
 
                 def gone() -> None:
                     if not keyed or session.till.refundable(paid):

@@ -32,7 +32,7 @@ from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.session import Session
-from aigovtool.errors import AIGovToolError, PromiseBrokenError
+from aigovtool.errors import AIGovToolError, PromiseBrokenError, UnavailableError
 from aigovtool.ids import ConsumerId
 from aigovtool.wire.openai import errors
 from aigovtool.wire.openai.answers import Account, Usage
@@ -89,7 +89,7 @@ class TextDoor:
         """Return what *answer* gives to what *read* has read, or an error (Rule 1)."""
         headers: list[Header] = []
         try:
-            session, _ = self._enclave.serving_text()
+            session = self._serving(request)
             consumer = session.authenticate(request.headers.get(AUTHORIZATION))
             headers.append(self._cashier.remaining(session, consumer))
             body = await self._body(request, f"{session.loan} {consumer}")
@@ -103,6 +103,14 @@ class TextDoor:
         except Exception as error:  # noqa: BLE001 - internals stop at this door
             log_fault(error)
             return refusal(PromiseBrokenError("the enclave failed"), headers)
+
+    def _serving(self, request: Request) -> Session:
+        """Return who serves, or raise why not; a model that was evicted is wanted again then."""
+        try:
+            return self._enclave.serving_text()[0]
+        except UnavailableError:
+            self._enclave.want_for(request.headers.get(AUTHORIZATION))
+            raise
 
     async def once(
         self,

@@ -30,8 +30,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.cashier import IDEMPOTENCY_KEY, REMAINING
 from aigovtool.enclave.api.coding import wants_none
@@ -43,6 +41,7 @@ from aigovtool.enclave.api.infer import (
     REFUND,
     headers_of,
 )
+from aigovtool.enclave.batching import Outputs, compute
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.metrics import Tally
@@ -61,8 +60,6 @@ MAX_TURN = 64  # queries; then the loop goes round, and others get their turn
 TOO_SLOW_S = 50 * RUN_S  # of one run; others may use the machine, too
 SLOW_RUNS = 5  # so many within `TOO_OFTEN_S`: it is the model, and not the machine
 TOO_OFTEN_S = 10.0
-
-Outputs = Mapping[str, Array]
 
 
 class Asked(Protocol):
@@ -218,7 +215,8 @@ class Turns:
         computed: list[Outputs | Exception] = []
         for group in _groups(charged, model):
             begin_s = self._clock.monotonic_s()
-            computed += _run(group, model)
+            wanted = [output.name for output in group[0].request.outputs]
+            computed += compute(group, wanted, lambda _: model.new_run())  # Rule 2
             end_s = self._clock.monotonic_s()
             for _ in group:
                 session.flights.times.add(end_s - begin_s)
@@ -300,29 +298,6 @@ def _groups(charged: Iterable[_Charged], model: TensorModel) -> list[list[_Query
     return groups
 
 
-def _run(group: Sequence[_Query], model: TensorModel) -> list[Outputs | Exception]:
-    wanted = [output.name for output in group[0].request.outputs]
-    try:
-        if len(group) == 1:
-            return [model.new_run().execute(group[0].inputs, wanted)]
-        rows = {
-            name: np.concatenate([query.inputs[name] for query in group])
-            for name in group[0].inputs
-        }
-        outputs = model.new_run().execute(rows, wanted)
-    except Exception as error:  # noqa: BLE001 - charged: whatever happens, there is a receipt
-        if len(group) == 1:
-            return [error]
-        return [found for query in group for found in _run([query], model)]  # Rule 2
-    parted: list[Outputs | Exception] = []
-    start = 0
-    for query in group:
-        end = start + query.items
-        parted.append({name: output[start:end] for name, output in outputs.items()})
-        start = end
-    return parted
-
-
 def _reply(
     request: oip.InferRequest,
     outputs: Outputs | Exception,
@@ -343,5 +318,5 @@ def _reply(
         return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED
     except AIGovToolError as error:
         return problem_reply(error), Fate.MODEL_ERROR
-    except Exception as error:  # noqa: BLE001 - as in `_run`
+    except Exception as error:  # noqa: BLE001 - as in `batching.compute`
         return fault_reply(error), Fate.MODEL_ERROR

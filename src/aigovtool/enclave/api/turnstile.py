@@ -48,6 +48,11 @@ class Turnstile:
         self._timer: asyncio.TimerHandle | None = None
         self._loan_held: Held | None = None  # what holds up all that wait, as last seen
 
+    @property
+    def waited_at(self) -> bool:
+        """Whether any query waits here."""
+        return bool(self._queue)
+
     def waiting(self, consumer: ConsumerId) -> int:
         """Return how many queries of *consumer* wait here."""
         return len(self._queue.of(consumer))

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from aigovtool.enclave.runtime.speed import Speed
 from aigovtool.ids import ConsumerId
+from aigovtool.sealing.interface import Together
 from aigovtool.sealing.manifest import FileEntry
 from aigovtool.wire.oip import ModelMetadata
 from aigovtool.wire.tensors import Array
@@ -39,6 +40,7 @@ class TensorModel(Protocol):
     metadata: ModelMetadata
     labels: Mapping[str, Sequence[str]]  # of the classes of an output, by its name
     speed: Speed
+    together: Together | None  # how queries may share a run on a thread, None where they may not
 
     def price(self, inputs: Mapping[str, Array]) -> int:
         """

@@ -8,9 +8,11 @@ Rule 2: the runtime's own messages may quote tensors, so they go nowhere; a fail
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 
@@ -27,11 +29,13 @@ from aigovtool.errors import (
     VerificationError,
 )
 from aigovtool.sealing.batch import batch_of, items_in
-from aigovtool.sealing.interface import ClassificationOutput
+from aigovtool.sealing.interface import Batch, ClassificationOutput, Together
 from aigovtool.sealing.manifest import FileEntry, SealedManifest
 from aigovtool.sealing.memory import anonymous_memory
 from aigovtool.wire.oip import ModelMetadata, TensorSignature
 from aigovtool.wire.tensors import BYTES, Array
+
+_log = logging.getLogger(__name__)
 
 PLATFORM = "onnx_onnxv1"  # as other servers of the protocol name it
 _LOG_FATAL = 4
@@ -110,6 +114,7 @@ class OnnxModel:
         self._batch = batch_of(manifest)
         self._texts = [one.name for one in self.metadata.inputs if one.datatype == BYTES]
         self.speed = SLOW
+        self.together: Together | None = None
 
     @classmethod
     def load(
@@ -144,6 +149,7 @@ class OnnxModel:
             model = cls(session, manifest, weights=external.values(), wipe=wipe)
             model._check(session)
             model.speed = model._measured(session) if work_is_known(entry) else SLOW
+            model.together = _together(model._batch, model.speed)
             return model
 
         model = opened(intra_op_threads or usable_cores())
@@ -227,6 +233,21 @@ class OnnxRuntime:
         if not external:
             wipe()  # onnxruntime has copied the graph, and nothing else was lent
         return model
+
+
+def _together(batch: Batch | None, speed: Speed) -> Together | None:
+    """Return how queries may share a run, as the manifest wants it and as rows stand alone."""
+    if batch is None or isinstance(batch.together, msgspec.UnsetType) or speed.at_once:
+        return None
+    if speed.together < batch.together.max_items:
+        _log.warning(
+            "%d of the %d items that the manifest wants in one run stand alone",
+            speed.together,
+            batch.together.max_items,
+        )
+    if speed.together == 1:
+        return None
+    return msgspec.structs.replace(batch.together, max_items=speed.together)
 
 
 def labels_of(manifest: SealedManifest) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ Rule 1: only a model whose work is known beforehand can be called quick: every d
 Rule 2: queries share a run only if each gets, bit for bit, what it gets alone: tried with rows that
         differ, one of them not a number, for every number of rows that may come. Some models mix
         rows (a norm over the batch), and some kernels round otherwise when there are more.
+        Of a slow model as many rows may share a run as were tried in a bounded time (`TRY_S`).
 Rule 3: whatever goes wrong here makes a model slow, never unusable.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec import UnsetType
 
 from aigovtool.sealing.batch import FREE
 from aigovtool.sealing.interface import Batch
@@ -30,6 +32,7 @@ QUICK_S = 0.0005  # of one item; a thread's hop costs a tenth of this
 RUN_S = 0.002  # of one run on the event loop, so that everything else there goes on
 MAX_AT_ONCE = 32  # items; what a run costs besides its items is spread thin by then
 HOPELESS_S = 100 * QUICK_S
+TRY_S = 5.0  # in which it is tried how many rows of a slow model may share a run
 RUNS = 5  # of which the fastest counts: the machine does other things, too
 
 # operators of ai.onnx and com.microsoft whose work, or output's size, values decide
@@ -53,10 +56,13 @@ class Speed:
     Args:
         at_once: how many items one run on the event loop may hold; 0 for a model that is not quick.
         shared: whether these may be of several queries.
+        together: how many items of several queries a run on a thread may hold; tried only for a
+            slow model whose manifest wants it.
     """
 
     at_once: int
     shared: bool = False
+    together: int = 1
 
 
 SLOW = Speed(0)
@@ -97,14 +103,20 @@ def measure(
     try:
         zeros = {one.name: _filled(one, 1, axes.get(one.name)) for one in inputs}
         item_s = _fastest_s(compute, zeros)
-        if item_s > QUICK_S:
-            return SLOW
+        quick = item_s <= QUICK_S
+        if batch is None:
+            return Speed(1) if quick else SLOW
         rows_first = [axes.get(one.name) == 0 for one in inputs]
         rows_first += [one.shape[:1] == (FREE,) for one in outputs]
-        if batch is None:
-            return Speed(1)
-        at_once = min(MAX_AT_ONCE, batch.max_items, int(RUN_S / item_s))
-        return Speed(at_once, shared=all(rows_first) and _shares(compute, inputs, at_once))
+        if quick:
+            at_once = min(MAX_AT_ONCE, batch.max_items, int(RUN_S / item_s))
+            stand_alone = all(rows_first) and _stand_alone(compute, inputs, at_once) == at_once
+            return Speed(at_once, shared=stand_alone)
+        if isinstance(batch.together, UnsetType) or not all(rows_first):
+            return SLOW
+        limit = min(batch.together.max_items, batch.max_items)
+        until_s = time.perf_counter() + TRY_S
+        return Speed(0, together=_stand_alone(compute, inputs, limit, until_s=until_s))
     except Exception:  # noqa: BLE001 - whatever the runtime raises (Rule 3)
         return SLOW
 
@@ -121,20 +133,33 @@ def _fastest_s(compute: Compute, inputs: Mapping[str, Array]) -> float:
     return fastest_s
 
 
-def _shares(compute: Compute, inputs: Sequence[TensorSignature], at_once: int) -> bool:
-    """Whether rows computed together are those computed alone (Rule 2)."""
+def _stand_alone(
+    compute: Compute,
+    inputs: Sequence[TensorSignature],
+    limit: int,
+    *,
+    until_s: float = math.inf,
+) -> int:
+    """Return up to how many rows, all numbers tried, get together what each gets alone (Rule 2)."""
     random = np.random.default_rng(0)
-    rows = {one.name: _random(random, one, at_once) for one in inputs}
+    rows = {one.name: _random_row(random, one) for one in inputs}
+    alone = _by_row(compute(rows))
+    for count in range(2, limit + 1):
+        more = {one.name: _random_row(random, one) for one in inputs}
+        if count == 2:
+            for row in more.values():
+                if row.dtype.kind == "f":
+                    row[:] = np.nan  # one bad input must not hurt its neighbours
+        for column, of_row in zip(alone, _by_row(compute(more)), strict=True):
+            column.extend(of_row)
+        rows = {name: np.concatenate((row, more[name])) for name, row in rows.items()}
+        if time.perf_counter() > until_s or _by_row(compute(rows)) != alone:
+            return count - 1
+    return limit
 
-    def of(start: int, end: int) -> Sequence[Array]:
-        return compute({name: row[start:end] for name, row in rows.items()})
 
-    alone = [[output.tobytes() for output in of(at, at + 1)] for at in range(at_once)]
-    for count in range(2, at_once + 1):
-        together = [[row.tobytes() for row in output] for output in of(0, count)]
-        if together != [list(column) for column in zip(*alone[:count], strict=True)]:
-            return False
-    return True
+def _by_row(outputs: Sequence[Array]) -> list[list[bytes]]:
+    return [[row.tobytes() for row in output] for output in outputs]
 
 
 def _filled(one: TensorSignature, items: int, axis: int | None) -> Array:
@@ -142,11 +167,9 @@ def _filled(one: TensorSignature, items: int, axis: int | None) -> Array:
     return np.zeros(shape, DTYPES[one.datatype])
 
 
-def _random(random: np.random.Generator, one: TensorSignature, items: int) -> Array:
-    """Rows of values that any model can take: small whole numbers where it takes whole ones."""
-    dtype, shape = DTYPES[one.datatype], (items, *one.shape[1:])
+def _random_row(random: np.random.Generator, one: TensorSignature) -> Array:
+    """A row of values that any model can take: small whole numbers where it takes whole ones."""
+    dtype, shape = DTYPES[one.datatype], (1, *one.shape[1:])
     if dtype.kind != "f":
         return random.integers(0, 2, shape).astype(dtype)
-    rows = random.standard_normal(shape).astype(dtype)
-    rows[items // 2] = np.nan  # one bad input must not hurt its neighbours
-    return rows
+    return random.standard_normal(shape).astype(dtype)

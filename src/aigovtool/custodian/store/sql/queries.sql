@@ -35,14 +35,14 @@ INSERT INTO loans (loan, name, model, state, state_reason, policy, token_sha256,
     expires_us, granted, remaining, leased, spent, forfeited, created_us,
     rate_credits, rate_per_s, rate_full_us, concurrency, price_input, price_output,
     shared_prefixes, top_logprobs, output_tokens_per_day, alike_per_day, queries_per_day,
-    output_digits, top_labels)
+    output_digits, top_labels, evictable)
 VALUES (:loan, :name, :model, :state, :state_reason, :policy, :token_sha256, :max_enclaves,
     :max_lease_credits, :lease_duration_us, :settle_grace_us, :wipe_after_us,
     :reattest_interval_us, :expires_us, :granted, :remaining, :leased, :spent, :forfeited,
     :created_us,
     :rate_credits, :rate_per_s, :rate_full_us, :concurrency, :price_input, :price_output,
     :shared_prefixes, :top_logprobs, :output_tokens_per_day, :alike_per_day, :queries_per_day,
-    :output_digits, :top_labels);
+    :output_digits, :top_labels, :evictable);
 
 -- name: loan
 -- One loan by its id.
@@ -50,7 +50,7 @@ SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_l
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
     concurrency, retires_us, price_input, price_output, shared_prefixes, top_logprobs,
-    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels
+    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels, evictable
 FROM loans WHERE loan = :loan;
 
 -- name: loan_of_token
@@ -59,7 +59,7 @@ SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_l
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
     concurrency, retires_us, price_input, price_output, shared_prefixes, top_logprobs,
-    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels
+    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels, evictable
 FROM loans WHERE token_sha256 = :token_sha256;
 
 -- name: loans
@@ -68,7 +68,7 @@ SELECT loan, name, model, state, state_reason, token_sha256, max_enclaves, max_l
     lease_duration_us, settle_grace_us, wipe_after_us, reattest_interval_us, expires_us, granted,
     remaining, leased, spent, forfeited, created_us, rate_credits, rate_per_s, rate_full_us,
     concurrency, retires_us, price_input, price_output, shared_prefixes, top_logprobs,
-    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels
+    output_tokens_per_day, alike_per_day, queries_per_day, output_digits, top_labels, evictable
 FROM loans ORDER BY created_us, loan;
 
 -- name: loans_past_date
@@ -153,7 +153,8 @@ UPDATE loans SET max_enclaves = :max_enclaves, max_lease_credits = :max_lease_cr
     concurrency = :concurrency, price_input = :price_input, price_output = :price_output,
     shared_prefixes = :shared_prefixes, top_logprobs = :top_logprobs,
     output_tokens_per_day = :output_tokens_per_day, alike_per_day = :alike_per_day,
-    queries_per_day = :queries_per_day, output_digits = :output_digits, top_labels = :top_labels
+    queries_per_day = :queries_per_day, output_digits = :output_digits, top_labels = :top_labels,
+    evictable = :evictable
 WHERE loan = :loan;
 
 -- name: set_outputs
