@@ -335,7 +335,9 @@ def ask_for(proxy: Running, items: int, form: str) -> Answer:
         case "binary":
             return proxy.ask("POST", target, binary, body.headers)
         case "gzip":
-            return proxy.ask("POST", target, gzip.compress(data, mtime=0), {"Content-Encoding": "gzip"})
+            return proxy.ask(
+                "POST", target, gzip.compress(data, mtime=0), {"Content-Encoding": "gzip"}
+            )
         case "deflate binary":
             headers = {k: v for k, v in body.headers.items() if k != "Content-Length"}
             packed = zlib.compress(binary)
