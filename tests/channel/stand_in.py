@@ -275,6 +275,10 @@ class StandIn:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def policy(self) -> Policy:
+        return self.session.world.policy
+
+    @property
     def everything(self) -> bytes:
         return b"".join(self.received)
 

@@ -127,3 +127,21 @@ def test_labels_notices_and_texts_cannot_steer_a_terminal() -> None:
     for answer in shown:
         assert all(one.isprintable() or one == "\n" for one in answer.to_text())
     assert printable("é\t") == "é\\t"
+
+
+BEST = np.empty((1, 2), object)
+BEST[0] = [b"0.700000:1:dog", b"0.200000:2:cow"]
+
+
+def test_best_classes_that_a_loan_gives_instead_of_scores_are_read() -> None:
+    answer = read_answer({"y": BEST}, interface(scores(softmax=False)))
+    assert answer.to_text() == "dog  70.0%\n  cow  20.0%"
+    assert read_answer({"y": BEST}, interface(scores(top_k=1))).to_text() == "dog  0.7"
+
+
+@pytest.mark.parametrize("element", [b"0.5:3", b"0.5:-1", b"nan:0", b"text", b""])
+def test_best_classes_without_a_label_or_score_are_refused(element: bytes) -> None:
+    array = np.empty((1, 1), object)
+    array[0] = [element]
+    with pytest.raises(BadTensorError):
+        read_answer({"y": array}, interface(scores()))

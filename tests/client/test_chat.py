@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,9 +29,11 @@ from aigovtool.proof.receipts import check_receipts
 from aigovtool.wire.enrolment import TokenPrice
 from aigovtool.wire.headers import RECEIPT
 from tests.channel.stand_in import API_KEY, Asked, Platform, Session, World, answer
+from tests.client.lender import PRICE, Lender
 from tests.client.talker import MODEL, USED_UP, Gate, Talker, language_world
 from tests.client.test_proxy_tokens import ATTACKS, COST
 from tests.client.test_session import until
+from tests.enclave import talkers
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 WORDS = "Good day, wörld"
@@ -261,3 +265,42 @@ async def test_many_streams_at_once(enclave: Talker, client: AsyncClient) -> Non
     found = await asyncio.gather(*(text_of(client, streams=True) for _ in range(100)))
     assert found == [WORDS] * 100
     assert sum(kept_costs()) == COST + 100 * (3 * 4 + 5)
+
+
+# --- with a real enclave --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lender]:
+    with Lender(tmp_path, talkers.Talker(context=256), monkeypatch) as lender:
+        yield lender
+
+
+def test_a_real_enclave(lent: Lender) -> None:
+    with connect(lent.address, manifest=lent.policy, api_key=lent.api_key) as client:
+        whole = client.chat(MESSAGES, max_tokens=4)
+        with client.chat_stream(MESSAGES, max_tokens=4) as stream:
+            pieces = list(stream)
+    assert "".join(pieces) == stream.text == whole.text == "one two three four"
+    assert len(pieces) > 1
+    assert stream.settled is not None
+    assert stream.settled.cost == whole.settled.cost == PRICE.cost(input=1, output=4)
+    assert stream.finish_reason == whole.finish_reason == "length"
+    assert sum(kept_costs()) == 2 * stream.settled.cost
+
+
+def test_waiting_for_a_real_enclave(lent: Lender) -> None:
+    places: list[tuple[int, int]] = []
+
+    def on_wait(why: BudgetExhaustedError, waited_s: float) -> None:
+        if why.place is not None and not places:
+            places.append(why.place)
+            threading.Thread(target=lambda: lent.leave(100)).start()
+
+    lent.use_up()
+    with (
+        connect(lent.address, manifest=lent.policy, api_key=lent.api_key) as client,
+        client.chat_stream(MESSAGES, max_tokens=4, wait_s=60, on_wait=on_wait) as stream,
+    ):
+        assert "".join(stream) == "one two three four"
+    assert places == [(1, 1)]

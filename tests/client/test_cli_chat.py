@@ -185,6 +185,7 @@ class Person:
 
     def __init__(self, consumer: Consumer) -> None:
         self._controller, terminal = pty.openpty()
+        self._unread = b""
         program = Path(sys.executable).with_name("aigovtool")
         self.process = subprocess.Popen(
             [sys.executable, "-c", TAKE_TERMINAL, str(program), "client", "chat",
@@ -197,12 +198,11 @@ class Person:
     def type(self, keys: str) -> None:
         os.write(self._controller, keys.encode())
 
-    def sees(self, text: str) -> str:
-        """Read until *text* is on the screen."""
-        seen = b""
-        while text.encode() not in seen:
-            seen += os.read(self._controller, 4096)
-        return seen.decode(errors="replace")
+    def sees(self, text: str) -> None:
+        """Read on until *text* is on the screen."""
+        while text.encode() not in self._unread:
+            self._unread += os.read(self._controller, 4096)
+        self._unread = self._unread.partition(text.encode())[2]
 
     def __enter__(self) -> Person:
         self._limit = threading.Timer(60, self.process.kill)

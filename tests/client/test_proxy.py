@@ -10,13 +10,14 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 import numpy as np
 import pytest
 import uvicorn
 
+from aigovtool.attestation.policy import Policy
 from aigovtool.channel.address import Address, parse_address
 from aigovtool.channel.connect import open_channel
 from aigovtool.client.proxy import Proxy, listen_on
@@ -51,11 +52,21 @@ class Answer:
         return msgspec.json.decode(self.body)
 
 
+class Enclave(Protocol):
+    """What a proxy can be put before."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def policy(self) -> Policy: ...
+
+
 @dataclass
 class Running:
     """A proxy on a thread of its own."""
 
-    enclave: StandIn
+    enclave: Enclave
     api_key: str | None = API_KEY
     name: str = "127.0.0.1"
     port: int = 0
@@ -75,10 +86,10 @@ class Running:
         self._listener.close()
 
     async def _serve(self) -> None:
-        world = self.enclave.session.world
+        policy = self.enclave.policy
         address = parse_address(self.enclave.address)
-        channel = await open_channel(address, world.policy, clock=SystemClock())
-        store = ReceiptStore(default_folder(), manifest=world.policy)
+        channel = await open_channel(address, policy, clock=SystemClock())
+        store = ReceiptStore(default_folder(), manifest=policy)
         app = Proxy(channel, api_key=self.api_key, name=self.name, store=store)
         config = uvicorn.Config(
             app, http="httptools", lifespan="off", log_level="critical", ws="none",

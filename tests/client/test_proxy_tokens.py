@@ -214,7 +214,7 @@ def test_a_forged_receipt_of_the_end(enclave: Talker, proxy: Running, stream: bo
     enclave.receipt = forged  # type: ignore[method-assign]
     came = ask(proxy, stream=stream)
     error = events(came.body)[-1]["error"] if stream else came.json["error"]
-    assert error["code"]
+    assert error["code"] == "signature"
     assert [each.receipt.cost for each in kept()] == [8, 6]  # those before it stand
 
 

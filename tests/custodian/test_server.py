@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -17,12 +18,16 @@ from aigovtool.ids import ConsumerId, LeaseId, SessionId
 from aigovtool.wire.codec import Signed, decode, encode, sign
 from aigovtool.wire.control import (
     ControlChallenge,
+    ExtractionSeen,
     FromCustodian,
+    FromEnclave,
     GrantMade,
     Hello,
     LoanChanged,
     MoreDecided,
     MoreWanted,
+    OutputElsewhere,
+    OutputSeen,
     Report,
     ReportAnswer,
     RosterChanged,
@@ -75,7 +80,7 @@ class Peer:
         )
         return await self.next()
 
-    async def say(self, message: Hello | Report | MoreWanted | Stopped) -> None:
+    async def say(self, message: Hello | FromEnclave) -> None:
         await self.socket.send_str(encode(message).decode())
 
     async def next(self) -> FromCustodian:
@@ -185,6 +190,28 @@ async def test_a_session_leases_settles_and_hears_of_everything(doors) -> None: 
     await peer.say(Stopped(proof=sign(proof, peer.side.signing, Label.STOP_PROOF)))
     assert await peer.closed() == 1000
     assert "session.stop_proof" in made.events()
+
+
+async def test_what_enclaves_say_of_extraction_is_kept_and_answered(doors) -> None:  # type: ignore[no-untyped-def]
+    made, http = doors
+    consumer = consumer_of(made)
+    first, second = Peer(made, http), Peer(made, http)
+    day = (made.app.clock.now() - datetime(1970, 1, 1, tzinfo=UTC)).days
+    for peer, watch, tokens in ((first, "1" * 32, 40), (second, "2" * 32, 2)):
+        await peer.enrol()
+        assert isinstance(await peer.hello(), Welcome)
+        seen = OutputSeen(watch=watch, day=day, tokens={consumer: tokens}, all=True)
+        await peer.say(seen)
+        told = await peer.next_of(OutputElsewhere)
+        assert isinstance(told, OutputElsewhere)
+    assert (told.tokens, told.sharers) == ({consumer: 40}, 2)
+    await second.say(ExtractionSeen(consumer=consumer, day=day, kind="queries", count=9))
+    await second.say(Report(number=1, want=Want(credits=1, by_consumer={})))
+    await second.next_of(ReportAnswer)
+    assert made.events().count("extraction.alarm") == 1
+    stranger = ConsumerId("consumer_of_nobody")
+    await second.say(OutputSeen(watch="2" * 32, day=day, tokens={stranger: 1}))
+    assert isinstance(await second.next_of(SessionEnded), SessionEnded)
 
 
 def open_requests(made: House):  # type: ignore[no-untyped-def]

@@ -39,6 +39,8 @@ from aigovtool.wire.control import (
     ModelReplaced,
     MoreDecided,
     MoreWanted,
+    OutputElsewhere,
+    OutputSeen,
     Report,
     ReportAnswer,
     RosterChanged,
@@ -60,6 +62,7 @@ from aigovtool.wire.enrolment import (
     Terms,
     TokenPrice,
 )
+from aigovtool.wire.extraction import NO_EXTRACTION_LIMITS
 from aigovtool.wire.headers import BODY_PATH, CHALLENGE_PATH, CONTROL_PATH, ENROL_PATH
 from aigovtool.wire.limits import NO_LIMITS, Limits
 from aigovtool.wire.problem import problem_of
@@ -130,6 +133,7 @@ class FakeCustodian:
         self.lease_duration_s = 5.0
         self.tokens = TokenPrice()
         self.wipe_after_s = 3600.0
+        self.extraction = NO_EXTRACTION_LIMITS
         self.max_lease = 1000
         self.least_lease = 0
         self.consumers: dict[ConsumerId, Consumer] = {}
@@ -369,6 +373,9 @@ class FakeCustodian:
                 answer = self._answer(session, message)
                 if not socket.closed:
                     await socket.send_str(encode(answer).decode())
+            case OutputSeen():
+                elsewhere = OutputElsewhere(day=message.day, tokens={}, sharers=1)
+                await socket.send_str(encode(elsewhere).decode())
             case MoreWanted():
                 self.wanted.append(message)
             case Stopped():
@@ -479,6 +486,7 @@ class FakeCustodian:
             wipe_after_s=self.wipe_after_s,
             expires=None,
             tokens=self.tokens,
+            extraction=self.extraction,
         )
 
     def _roster(self) -> tuple[RosterEntry, ...]:

@@ -7,6 +7,7 @@ reaches a terminal is made printable first: labels and texts are other people's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from aigovtool.errors import BadTensorError
 from aigovtool.sealing.interface import ClassificationOutput, ModelInterface
+from aigovtool.wire.classification import read_classes
 from aigovtool.wire.tensors import BYTES, Array, datatype_of
 
 SHOWN_ELEMENTS = 24  # of a tensor, to people; programs get all of them
@@ -134,6 +136,8 @@ def printable(text: str) -> str:
 
 
 def _rank(array: Array, spec: ClassificationOutput) -> tuple[tuple[Choice, ...], ...]:
+    if array.dtype.kind == "O":
+        return _best(array, spec)
     if array.ndim == 0 or array.shape[-1] != len(spec.labels) or array.dtype.kind not in "fiu":
         raise BadTensorError(
             f"the output {spec.name!r} is not one score for each label",
@@ -163,6 +167,30 @@ def _rank(array: Array, spec: ClassificationOutput) -> tuple[tuple[Choice, ...],
             for index in order
         )
         for row, order in enumerate(best.tolist())
+    )
+
+
+def _best(array: Array, spec: ClassificationOutput) -> tuple[tuple[Choice, ...], ...]:
+    """Read the best classes, where the loan gives nothing else; their scores as they are."""
+    rows = read_classes(spec.name, array)
+    if not all(rows) or not all(
+        math.isfinite(score) and 0 <= index < len(spec.labels)
+        for row in rows
+        for score, index in row
+    ):
+        raise BadTensorError(
+            f"the output {spec.name!r} names a class without a label, or a score that is no number",
+            code="answer.labels",
+            expected=f"{len(spec.labels)} labels",
+        )
+    # with a softmax to come, they are what it would be taken of
+    is_probability = not spec.softmax and all(0 <= score <= 1 for row in rows for score, _ in row)
+    return tuple(
+        tuple(
+            Choice(label=spec.labels[index], score=score, is_probability=is_probability)
+            for score, index in row[: spec.top_k]
+        )
+        for row in rows
     )
 
 

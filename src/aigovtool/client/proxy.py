@@ -11,7 +11,8 @@ Rule 4: a receipt that comes with an answer is checked, and kept, before the ans
         the answer to an inference has one, and it charges the price of what was sent (`pricing`).
 Rule 5: an answer of a language model ends with all its receipts, and these add up (`settling`): its
         JSON is passed on after that, and a stream whose end does not hold ends with an error.
-        It is never asked for compressed, so that its end can be read.
+        It is never asked for compressed, so that its end can be read. What may have been charged is
+        not repeated by OpenAI's clients, which are told so.
 
 It adds the API key to requests that bring no Authorization of their own, and passes on the paths
 ``/v1`` and ``/v2`` only.
@@ -31,7 +32,7 @@ import uvicorn
 
 from aigovtool.channel.address import Address
 from aigovtool.channel.connect import AttestedChannel
-from aigovtool.channel.http1 import Headers, Request, Response
+from aigovtool.channel.http1 import ConnectionLostError, Headers, Request, Response
 from aigovtool.channel.judge import VerifiedEnclave
 from aigovtool.client.events import event_of
 from aigovtool.client.pricing import PassingQuery, is_query
@@ -62,7 +63,11 @@ SHUTDOWN_TIMEOUT_S = 5
 DEFAULT_PORT = 8080
 GRPC_PORT = 8001
 
+SILENT = "channel.timeout"
+
 _OK = 200
+# OpenAI's clients repeat by themselves what failed with 5xx, unless they are told not to
+_NO_RETRY = {"x-should-retry": "false"}
 _PATHS = ("/v1", "/v2")
 # RFC 9110 section 7.6.1, and what both sides make for themselves
 _HOP_BY_HOP = frozenset(
@@ -160,7 +165,7 @@ class Proxy:
             async with asyncio.timeout(SILENCE_TIMEOUT_S) as limit:
                 await forward(scope, exchange, limit)
         except TimeoutError:
-            late = UnavailableError("the enclave fell silent", code="channel.timeout")
+            late = UnavailableError("the enclave fell silent", code=SILENT)
             await exchange.refuse(late, problem_of(late))
         except AIGovToolError as error:
             problem = problem_of(error)
@@ -328,6 +333,8 @@ class _Exchange:
         if self._openai:
             kind, body = JSON_TYPE, encode_error(error)[1]
         headers = {"Content-Type": kind, "Content-Length": str(len(body))} | headers_of(error)
+        if self._openai and not _is_uncharged(error):
+            headers |= _NO_RETRY
         await self._start(
             problem.status, [(name.encode(), value.encode()) for name, value in headers.items()]
         )
@@ -442,6 +449,12 @@ def _require_loopback(listen: Address, where: str) -> None:
             expected="an address such as 127.0.0.1:8080",
             mend="listen on loopback; --dangerously-listen-beyond-loopback if you mean it",
         )
+
+
+def _is_uncharged(error: AIGovToolError) -> bool:
+    """Say whether *error* kept a query from being sent, so that it can be sent again."""
+    sent = isinstance(error, ConnectionLostError) or error.reasons[0].code == SILENT
+    return isinstance(error, UnavailableError) and not sent
 
 
 def is_under(path: str, prefixes: tuple[str, ...]) -> bool:

@@ -39,6 +39,7 @@ from aigovtool.custodian.databases import (
 )
 from aigovtool.custodian.delivering import Delivering
 from aigovtool.custodian.enrolment import Enrolment
+from aigovtool.custodian.extraction import Extraction
 from aigovtool.custodian.grants import Grants
 from aigovtool.custodian.handing_in import HandingIn
 from aigovtool.custodian.hub import Hub
@@ -98,6 +99,7 @@ class App:
     consumers: Consumers
     grants: Grants
     sessions: Sessions
+    extraction: Extraction
     replicas: Replicas
     leasing: Leasing
     handing_in: HandingIn
@@ -404,6 +406,7 @@ def _build(
         consumers=Consumers(ledger=ledger),
         grants=Grants(ledger=ledger),
         sessions=Sessions(ledger=ledger),
+        extraction=Extraction(ledger=ledger),
         replicas=Replicas(ledger=ledger),
         leasing=Leasing(ledger=ledger, key=key),
         handing_in=handing_in,

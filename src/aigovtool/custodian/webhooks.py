@@ -40,6 +40,7 @@ KINDS = (
     "consumer.unblocked",
     "credits.granted",
     "credits.refunded",
+    "extraction.alarm",
     "lease.forfeited",
     "lease.settled_late",
     "ledger.held",

@@ -25,6 +25,7 @@ from aigovtool.crypto.labels import Label
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.backoff import Backoff
 from aigovtool.enclave.custodian_client import ControlSocket, CustodianClient
+from aigovtool.enclave.extraction import REPORT_EVERY_S
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.reattestation import Reattestation
 from aigovtool.enclave.session import Session
@@ -38,6 +39,7 @@ from aigovtool.wire.control import (
     LoanChanged,
     ModelReplaced,
     MoreDecided,
+    OutputElsewhere,
     ReattestWanted,
     ReportAnswer,
     RosterChanged,
@@ -173,6 +175,8 @@ class Conversation:
         self._take(first)
         if not isinstance(first, Welcome):
             return False
+        self._session.watch.connected()
+        await self._tell_of_extraction(socket)  # answered before any lease is
         if (unanswered := self._session.renewal.unanswered) is not None:
             await socket.send(unanswered)
         try:
@@ -235,6 +239,7 @@ class Conversation:
             asyncio.create_task(self._write(socket)),
             asyncio.create_task(self._reattestation.answer(socket.send)),
             asyncio.create_task(self._session.grants.answer(socket.send)),
+            asyncio.create_task(self._watch(socket)),
             asyncio.create_task(self._expire()),
             asyncio.create_task(self._until_ended()),
         ]
@@ -259,6 +264,20 @@ class Conversation:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(renewal.wake_at(now_s) - now_s):
                     await self._wakeup.wait()
+
+    async def _watch(self, socket: ControlSocket) -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            await self._tell_of_extraction(socket)
+
+    async def _tell_of_extraction(self, socket: ControlSocket) -> None:
+        """Tell what consumers drew out of the model, in numbers."""
+        watch = self._session.watch
+        while watch.alarms:
+            await socket.send(watch.alarms[0])
+            watch.alarms.popleft()
+        if (seen := watch.due(self._clock.now())) is not None:
+            await socket.send(seen)
 
     async def _expire(self) -> None:
         """End the session when the time of its loan, or of its model, is over."""
@@ -307,6 +326,8 @@ class Conversation:
                 renewal.decided(message, self._clock.monotonic_s())
             case GrantMade():
                 self._session.grants.take(message)
+            case OutputElsewhere():
+                self._session.watch.told(message)
             case ReattestWanted():
                 self._reattestation.want(message)
             case ShuttingDown():
@@ -330,6 +351,7 @@ class Conversation:
     async def _farewell(self, socket: ControlSocket, ending: Ending) -> None:
         """Wipe, settle, prove (Rule 4)."""
         wiped = await self._host.wipe()
+        await self._tell_of_extraction(socket)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._settle_all(socket)

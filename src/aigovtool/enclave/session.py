@@ -11,6 +11,7 @@ from aigovtool.clock import Clock
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.api.turnstile import Turnstile
 from aigovtool.enclave.enrolment import Enrolment
+from aigovtool.enclave.extraction import Watch
 from aigovtool.enclave.flights import Flights
 from aigovtool.enclave.grants import GrantsKept
 from aigovtool.enclave.meter import Meter
@@ -36,6 +37,7 @@ class Session:
     Args:
         turnstile: lets queries through the loan's limits; a session that succeeds another one has
             the same.
+        watch: counts what consumers draw out of the model; the same, too.
         flights: holds its queries while they are computed.
         max_waiting: queries that may wait for credits, of all consumers and of each.
         wake: called when the control conversation has something to say.
@@ -49,6 +51,7 @@ class Session:
         enrolment: Enrolment,
         key: SigningKey,
         turnstile: Turnstile,
+        watch: Watch,
         flights: Flights,
         max_waiting: tuple[int, int],
         clock: Clock,
@@ -84,6 +87,7 @@ class Session:
         )
         self.till = Till(Meter(), self.receipts)
         self.turnstile = turnstile
+        self.watch = watch
         self._clock = clock
         self.renewal = Renewal(
             loan=loan,
@@ -108,6 +112,7 @@ class Session:
         if terms.expires_in_s is not None:
             self.expires_s = self._clock.monotonic_s() + terms.expires_in_s
         self.turnstile.limits.set_loan(terms.limits)
+        self.watch.set_limits(terms.extraction)
 
     def set_roster(self, entries: Iterable[RosterEntry]) -> None:
         """Consumers are now these."""

@@ -26,6 +26,7 @@ from aigovtool.enclave.control import CLOSED, Conversation, Ending
 from aigovtool.enclave.custodian_client import CustodianClient
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.enrolment import Enrolment, enrol
+from aigovtool.enclave.extraction import Watch
 from aigovtool.enclave.flights import Flights
 from aigovtool.enclave.keepsake import Keepsake
 from aigovtool.enclave.keys import ProcessKeys
@@ -194,6 +195,7 @@ class Supervisor:
             turnstile=Turnstile(self._clock, self._max_waiting)
             if before is None
             else before.turnstile,
+            watch=Watch() if before is None else before.watch,
             flights=self._make_flights(),
             max_waiting=self._max_waiting,
             clock=self._clock,

@@ -39,7 +39,7 @@ def check_classes(name: str, value: object, *, datatype: str, rank: int) -> int:
             code="bad_tensor.parameter",
             expected="a whole number from 1",
         )
-    if datatype in _NO_SCORES or rank == 0:
+    if not has_scores(datatype, rank):
         raise BadTensorError(
             f"the output {name!r} holds no scores that could be put in order",
             code="bad_tensor.classification",
@@ -47,6 +47,34 @@ def check_classes(name: str, value: object, *, datatype: str, rank: int) -> int:
             came=f"{datatype}, of {rank} dimensions",
         )
     return value
+
+
+def read_classes(name: str, array: Array) -> list[list[tuple[float, int]]]:
+    """
+    Return score and index of each class in *array*, which `best_classes` made, row by row.
+
+    Raises:
+        BadTensorError: it is something else.
+    """
+    try:
+        rows = array.reshape(-1, array.shape[-1]).tolist()
+        return [[_read_class(element) for element in row] for row in rows]
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise BadTensorError(
+            f"the output {name!r} holds no classes",
+            code="bad_tensor.classification",
+            expected="texts SCORE:INDEX or SCORE:INDEX:LABEL",
+        ) from None
+
+
+def _read_class(element: bytes) -> tuple[float, int]:
+    score, index, *_ = element.split(b":", 2)
+    return float(score), int(index)
+
+
+def has_scores(datatype: str, rank: int) -> bool:
+    """Return whether a tensor can hold scores: numbers, of one dimension or more."""
+    return datatype not in _NO_SCORES and rank > 0
 
 
 def best_classes(name: str, scores: Array, count: int, labels: Sequence[str] = ()) -> Array:

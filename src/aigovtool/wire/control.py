@@ -22,6 +22,7 @@ from msgspec import field
 from aigovtool.ids import ConsumerId, LeaseId, LoanId, SessionId
 from aigovtool.wire.codec import MAX_MESSAGE_BYTES, Message, Signed, Time
 from aigovtool.wire.enrolment import Documents, RosterEntry, Terms
+from aigovtool.wire.extraction import AlarmKind
 from aigovtool.wire.receipt import RefundClass
 
 MAX_CONTROL_BYTES = MAX_MESSAGE_BYTES  # what was small enough to enrol can attest again
@@ -202,7 +203,43 @@ class GrantSeenBy(Message, frozen=True, kw_only=True, tag="grant-seen"):
     seen: Signed
 
 
-FromEnclave: TypeAlias = Report | MoreWanted | Stopped | Reattest | GrantSeenBy
+class ExtractionSeen(Message, frozen=True, kw_only=True, tag="extraction-seen"):
+    """
+    A limit that raises an alarm was reached; told once for each kind, consumer and day.
+
+    Args:
+        day: since 1970, in UTC.
+        kind: near-duplicate prompts, output tokens, or queries.
+        count: how many there were.
+    """
+
+    consumer: ConsumerId
+    day: int
+    kind: AlarmKind
+    count: int
+
+
+class OutputSeen(Message, frozen=True, kw_only=True, tag="output-seen"):
+    """
+    How many tokens consumers were given today, or will be at the most by queries that run; answered
+    by `OutputElsewhere`.
+
+    Args:
+        watch: 32 hex digits, chosen by the enclave's process for its life.
+        day: since 1970, in UTC.
+        tokens: by consumer, those of this process; consumers that are not named are as before.
+        all: the answer is to name all consumers that were given something, not only these.
+    """
+
+    watch: str
+    day: int
+    tokens: dict[ConsumerId, int]
+    all: bool = False
+
+
+FromEnclave: TypeAlias = (
+    Report | MoreWanted | Stopped | Reattest | GrantSeenBy | ExtractionSeen | OutputSeen
+)
 
 
 # --- custodian to enclave --------------------------------------------------------------------
@@ -323,6 +360,21 @@ class GrantMade(Message, frozen=True, kw_only=True, tag="grant-made"):
     notice: Signed
 
 
+class OutputElsewhere(Message, frozen=True, kw_only=True, tag="output-elsewhere"):
+    """
+    The answer to an `OutputSeen`: it is in the ledger.
+
+    Args:
+        day: that it was about.
+        tokens: what other processes gave the consumers that were asked about.
+        sharers: live sessions of the loan, this one included.
+    """
+
+    day: int
+    tokens: dict[ConsumerId, int]
+    sharers: int
+
+
 class ReattestWanted(Message, frozen=True, kw_only=True, tag="reattest-wanted"):
     """Prove again what you are, for this nonce of 32 bytes; without it no lease is renewed."""
 
@@ -352,6 +404,7 @@ FromCustodian: TypeAlias = (
     | CreditsFreed
     | MoreDecided
     | GrantMade
+    | OutputElsewhere
     | ReattestWanted
     | SessionEnded
     | ShuttingDown

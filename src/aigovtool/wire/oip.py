@@ -18,6 +18,7 @@ Sources: kserve/open-inference-protocol, `inference_rest.md`; triton-inference-s
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -26,7 +27,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from aigovtool.errors import AIGovToolError, BadTensorError, MalformedError, TooLargeError
-from aigovtool.wire.classification import CLASSIFICATION, best_classes, check_classes
+from aigovtool.wire.classification import (
+    CLASSIFICATION,
+    best_classes,
+    check_classes,
+    has_scores,
+)
+from aigovtool.wire.coarse import rounded
 from aigovtool.wire.codec import Message, decode
 from aigovtool.wire.simd import LEAST_BYTES, DoubtError, Numbers
 from aigovtool.wire.tensors import (
@@ -312,12 +319,14 @@ def encode_infer_response(
     model_name: str,
     model_version: str | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    digits: int | None = None,
 ) -> EncodedBody:
     """
     Write the answer to *request*: the outputs that it asked for, in the form it asked for.
 
     Args:
         labels: of the classes of an output, by its name.
+        digits: significant ones of floating-point numbers, None for all.
 
     Raises:
         BadTensorError: an output that the form asked for cannot carry.
@@ -325,6 +334,8 @@ def encode_infer_response(
 
     def form(wanted: RequestedOutput) -> Array:
         array, name = outputs[wanted.name], wanted.name
+        if digits is not None:
+            array = rounded(array, digits)
         if not wanted.classes:
             return array
         return best_classes(name, array, wanted.classes, (labels or {}).get(name, ()))
@@ -341,6 +352,29 @@ def encode_infer_response(
         ),
         binary,
     )
+
+
+def only_best(request: InferRequest, model: ModelMetadata, count: int) -> InferRequest:
+    """
+    Return *request* with every output as its *count* best classes at the most, asked for or not.
+
+    Raises:
+        BadTensorError: an output that is asked for holds no scores.
+    """
+    known = {one.name: one for one in model.outputs}
+    outputs = []
+    for wanted in request.outputs:
+        output = known[wanted.name]
+        if not has_scores(output.datatype, len(output.shape)):
+            raise BadTensorError(
+                f"of this model only the best classes are given, and the output {wanted.name!r} "
+                "holds no scores",
+                code="extraction.labels",
+                mend="name the outputs that hold scores, and no other",
+            )
+        classes = min(wanted.classes or count, count)
+        outputs.append(dataclasses.replace(wanted, classes=classes))
+    return dataclasses.replace(request, outputs=tuple(outputs))
 
 
 # --- the client's directions ------------------------------------------------------------------

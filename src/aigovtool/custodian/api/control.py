@@ -39,11 +39,13 @@ from aigovtool.wire.codec import Signed, decode, encode
 from aigovtool.wire.control import (
     MAX_CONTROL_BYTES,
     ControlChallenge,
+    ExtractionSeen,
     FromCustodian,
     FromEnclave,
     GrantSeenBy,
     Hello,
     MoreWanted,
+    OutputSeen,
     Reattest,
     Report,
     ReportAnswer,
@@ -231,6 +233,14 @@ class Control:
                 await off_loop(app.pool, lambda: app.reattestation.answer(session, message))
             case GrantSeenBy():
                 await off_loop(app.pool, lambda: app.notices.seen(session, message.seen))
+            case ExtractionSeen():
+                loan = connection.loan
+                await off_loop(app.reports, lambda: app.extraction.alarm(loan, session, message))
+            case OutputSeen():
+                loan = connection.loan
+                connection.send(
+                    await off_loop(app.reports, lambda: app.extraction.outputs(loan, message))
+                )
             case Stopped():
                 await off_loop(app.reports, lambda: app.sessions.stopped(session, message.proof))
                 return False

@@ -40,6 +40,7 @@ from aigovtool.errors import AIGovToolError, NotFoundError, UnavailableError
 from aigovtool.ids import ConsumerId
 from aigovtool.wire import headers as names
 from aigovtool.wire import oip
+from aigovtool.wire.extraction import ExtractionLimits
 from aigovtool.wire.tensors import BYTES, Array
 
 INLINE_BYTES = 256 << 10  # what is longer is read and written on a thread, not on the loop
@@ -138,7 +139,8 @@ class Infer:
     ) -> tuple[Reply, bool]:
         """Answer a query in this session; raises as `_answer`, and SucceededError."""
         _, model = self._enclave.serving_tensors()
-        query, inputs = await self._read(request, body, model)
+        limits = session.renewal.terms.extraction
+        query, inputs = await self._read(request, body, model, limits)
         cost = model.price(query.inputs)
         session.flights.check_room(consumer)
         ready = _Ready(consumer, model, query, inputs, model.new_run())
@@ -194,7 +196,8 @@ class Infer:
 
                 with watched(request, gone):
                     outputs = await flight.landed()
-            encoded = await self._write(ready.query, outputs, ready.model)
+            digits = session.renewal.terms.extraction.output_digits
+            encoded = await self._write(ready.query, outputs, ready.model, digits)
             return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED, False
         except FlightCutError as cut:
             return (
@@ -208,7 +211,7 @@ class Infer:
             return fault_reply(error), Fate.MODEL_ERROR, False
 
     async def _read(
-        self, request: Request, body: bytes, model: TensorModel
+        self, request: Request, body: bytes, model: TensorModel, limits: ExtractionLimits
     ) -> tuple[oip.InferRequest, Mapping[str, Array]]:
         header_length = oip.parse_header_length(request.headers.get(HEADER_LENGTH))
 
@@ -216,6 +219,8 @@ class Infer:
             query = oip.decode_infer_request(
                 body, header_length=header_length, model=model.metadata, limits=self._oip_limits
             )
+            if limits.top_labels is not None:
+                query = oip.only_best(query, model.metadata, limits.top_labels)
             return query, model.prepare(query.inputs)
 
         # binary tensors are views of the body, save those of text
@@ -226,7 +231,11 @@ class Infer:
         return read() if size <= INLINE_BYTES else await asyncio.to_thread(read)
 
     async def _write(
-        self, query: oip.InferRequest, outputs: Mapping[str, Array], model: TensorModel
+        self,
+        query: oip.InferRequest,
+        outputs: Mapping[str, Array],
+        model: TensorModel,
+        digits: int | None,
     ) -> oip.EncodedBody:
         def write() -> oip.EncodedBody:
             return oip.encode_infer_response(
@@ -235,6 +244,7 @@ class Infer:
                 model_name=model.metadata.name,
                 model_version=model.metadata.versions[0],
                 labels=model.labels,
+                digits=digits,
             )
 
         size = sum(array.nbytes for array in outputs.values())

@@ -189,6 +189,9 @@ class Turns:
                     model=model.metadata,
                     limits=self._oip_limits,
                 )
+                most = session.renewal.terms.extraction.top_labels
+                if most is not None:
+                    request = oip.only_best(request, model.metadata, most)
                 items = model.price(request.inputs)
                 if items <= model.speed.at_once:
                     return _Query(asked, consumer, request, model.prepare(request.inputs), items)
@@ -235,9 +238,10 @@ class Turns:
         model: TensorModel,
     ) -> None:
         now_s = self._clock.monotonic_s()
+        digits = session.renewal.terms.extraction.output_digits
         replies = []
         for one, outputs in zip(charged, computed, strict=True):
-            reply, fate = _reply(one.query.request, outputs, model)
+            reply, fate = _reply(one.query.request, outputs, model, digits)
             session.renewal.finish(one.paid, fate, now_s)
             replies.append(reply)
         if session.till.meter.left < session.renewal.low_mark:
@@ -320,7 +324,10 @@ def _run(group: Sequence[_Query], model: TensorModel) -> list[Outputs | Exceptio
 
 
 def _reply(
-    request: oip.InferRequest, outputs: Outputs | Exception, model: TensorModel
+    request: oip.InferRequest,
+    outputs: Outputs | Exception,
+    model: TensorModel,
+    digits: int | None,
 ) -> tuple[Reply, Fate]:
     try:
         if isinstance(outputs, Exception):
@@ -331,6 +338,7 @@ def _reply(
             model_name=model.metadata.name,
             model_version=model.metadata.versions[0],
             labels=model.labels,
+            digits=digits,
         )
         return Reply(200, headers_of(encoded), encoded.chunks), Fate.ANSWERED
     except AIGovToolError as error:
