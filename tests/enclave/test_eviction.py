@@ -373,3 +373,22 @@ async def test_a_loan_that_was_stopped_while_it_was_evicted_stays_stopped(lendin
         async with asyncio.timeout(LIMIT_S):
             while (told := await ask(enclave, evicted))[1]["kind"] != "loan.not_active":
                 assert told[0] == 503
+
+
+async def test_the_proof_of_an_eviction_is_given_when_the_custodian_is_back(
+    lending: Lending,
+) -> None:
+    async with lending("ab", room_for=1) as (lent, enclave):
+        evicted = await first_evicted(enclave, lent)
+        (served,) = (one for one in lent if one is not evicted)
+        await until_served(enclave, served)
+
+        async def cut(_: object) -> None:
+            await served.cut()
+
+        served.before_answer = cut  # at its last settlement
+        assert "enclave.evicted" in await until_served(enclave, evicted)
+        assert not times_evicted(served)
+        served.before_answer, served.accepts = None, True
+        await served.until(lambda: times_evicted(served) == 1)
+        served.check()
