@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -146,13 +145,12 @@ class Request:
         return body
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What to answer. The content length is added when it is sent."""
 
     status: int
     headers: tuple[Header, ...] = ()
-    chunks: tuple[bytes | memoryview, ...] = field(default=(b"",))
+    chunks: tuple[bytes | memoryview, ...] = (b"",)
 
     async def send(self, send: Send) -> None:
         """Send it."""

@@ -68,15 +68,32 @@ class _Ready:
     run: Run
 
 
+class Readers:
+    """Has the reader for the model that is served now, of which there is one at a time."""
+
+    __slots__ = ("_limits", "_metadata", "_reader")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = oip.Limits(
+            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
+        )
+        self._metadata: oip.ModelMetadata | None = None
+        self._reader: oip.RequestReader
+
+    def __call__(self, model: TensorModel) -> oip.RequestReader:
+        if model.metadata is not self._metadata:
+            self._metadata = model.metadata
+            self._reader = oip.RequestReader(model.metadata, self._limits)
+        return self._reader
+
+
 class Infer:
     """Serves inferences."""
 
     def __init__(self, enclave: Enclave, room: BodyRoom, limits: Limits, clock: Clock) -> None:
         self._enclave = enclave
         self._limits = limits
-        self._oip_limits = oip.Limits(
-            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
-        )
+        self._reader_of = Readers(limits)
         self._clock = clock
         self._room = room
         self._replays = Replays(
@@ -230,10 +247,10 @@ class Infer:
     ) -> tuple[oip.InferRequest, Mapping[str, Array]]:
         header_length = oip.parse_header_length(request.headers.get(HEADER_LENGTH))
 
+        reader = self._reader_of(model)
+
         def read() -> tuple[oip.InferRequest, Mapping[str, Array]]:
-            query = oip.decode_infer_request(
-                body, header_length=header_length, model=model.metadata, limits=self._oip_limits
-            )
+            query = reader.read(body, header_length=header_length)
             return query, model.prepare(query.inputs)
 
         # binary tensors are views of the body, save those of text

@@ -27,8 +27,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from aigovtool.enclave.api.infer import (
     RECEIPT,
     REFUND,
     REMAINING,
+    Readers,
     headers_of,
 )
 from aigovtool.enclave.config import Limits
@@ -89,8 +90,7 @@ class Asked(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Query:
+class _Query(NamedTuple):
     """A query that can be charged."""
 
     asked: Asked
@@ -100,8 +100,7 @@ class _Query:
     items: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Charged:
+class _Charged(NamedTuple):
     """A query that was charged."""
 
     query: _Query
@@ -116,9 +115,7 @@ class Turns:
         self._clock = clock
         self._tally = tally
         self._max_queue = limits.max_queue
-        self._oip_limits = oip.Limits(
-            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
-        )
+        self._reader_of = Readers(limits)
         self._asked: deque[Asked] = deque()
         self._slow_at_s: deque[float] = deque(maxlen=SLOW_RUNS)
         self._too_slow: TensorModel | None = None
@@ -181,13 +178,11 @@ class Turns:
                 and wants_none(headers)
                 and not session.turnstile.limits.active
                 and model is not self._too_slow
-                and asked.path in _paths(model)
+                and asked.path in _paths(model.metadata.name, model.metadata.versions[0])
             ):
-                request = oip.decode_infer_request(
+                request = self._reader_of(model).read(
                     asked.body,
                     header_length=oip.parse_header_length(headers.get(HEADER_LENGTH)),
-                    model=model.metadata,
-                    limits=self._oip_limits,
                 )
                 items = model.price(request.inputs)
                 if items <= model.speed.at_once:
@@ -267,8 +262,8 @@ class Turns:
         return headers
 
 
-def _paths(model: TensorModel) -> tuple[bytes, ...]:
-    name, version = model.metadata.name, model.metadata.versions[0]
+@lru_cache
+def _paths(name: str, version: str) -> tuple[bytes, ...]:
     return (
         f"/v2/models/{name}/infer".encode(),
         f"/v2/models/{name}/versions/{version}/infer".encode(),
