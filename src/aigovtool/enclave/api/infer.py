@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.coding import plain_body
 from aigovtool.enclave.api.http import (
+    Body,
     BodyRoom,
     ClientGoneError,
     Header,
@@ -137,7 +138,7 @@ class Infer:
             self._room.give_back(request.body_bytes, whose)
 
     async def _answer(
-        self, request: Request, body: bytes, name: str, version: str | None, consumer: ConsumerId
+        self, request: Request, body: Body, name: str, version: str | None, consumer: ConsumerId
     ) -> tuple[Reply, bool]:
         """
         Return the reply, and whether a retry gets the same one; raises only when nothing was
@@ -158,7 +159,7 @@ class Infer:
     async def _asked(
         self,
         request: Request,
-        body: bytes,
+        body: Body,
         session: Session,
         consumer: ConsumerId,
         patience_s: float,
@@ -243,7 +244,7 @@ class Infer:
             return fault_reply(error), Fate.MODEL_ERROR, False
 
     async def _read(
-        self, request: Request, body: bytes, model: TensorModel
+        self, request: Request, body: Body, model: TensorModel
     ) -> tuple[oip.InferRequest, Mapping[str, Array]]:
         header_length = oip.parse_header_length(request.headers.get(HEADER_LENGTH))
 
