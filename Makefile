@@ -28,8 +28,8 @@ unit: .venv/.dev .venv/.models
 docs: .venv/.dev
 	$(BIN)/sphinx-build -q -W -b html docs build/docs
 
-# Benchmarks install what they compare with
-bench: .venv/.dev
+# Benchmarks install what they compare with; `bench-serving` is one of them
+bench: .venv/.dev bench-serving
 	$(PIP) install --no-deps --require-hashes -r requirements/bench.txt
 	$(BIN)/python -m benchmarks.unsealing
 	$(BIN)/python -m benchmarks.verification
