@@ -16,20 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from aigovtool.demo.stage import Process
-from aigovtool.demo.steps import Story, check, succeeded
+from aigovtool.demo.steps import StepFailed, Story, check, succeeded
 
 BUDGET = 240  # tokens: for two short answers and the beginning of a conversation
 FREED = 6000
 SHORT = 24
-TURN = 48
+TURN = 32
 LONG = 2000
 STOP_LIMIT_S = 5.0
-TURNS = (
-    "Who are you?",
-    "Name three colours.",
-    "Which of them has the sea?",
-    "And which has the grass?",
-)
+TURNS = ("Who are you?", "Name three colours.", "Which of them has the sea?")
 WHY = "the lender needs it back"
 
 
@@ -169,7 +164,8 @@ class TalkStory(Story):
             }
             connection.request("POST", "/v1/chat/completions", json.dumps(body))
             answer = connection.getresponse()
-            check(answer.status == 200, f"{answer.status}: {answer.read(600)!r}")
+            if answer.status != 200:
+                raise StepFailed(f"{answer.status}: {answer.read(600)!r}")
             for line in answer:
                 if line.startswith(b"data: {"):  # neither a keep-alive nor the last, [DONE]
                     yield json.loads(line.removeprefix(b"data: "))
