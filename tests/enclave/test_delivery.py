@@ -153,6 +153,18 @@ async def test_a_stop_ends_an_answer_that_was_computed_and_is_still_read() -> No
     assert scene.ledger.spent == INPUT + PRICE
 
 
+async def test_what_is_computed_and_still_read_is_not_answered_yet() -> None:
+    scene = Scene(Talker(), budget=100)
+    words = scene.say(await scene.pay(3), 3)
+    await anext(words)
+    answered = asyncio.create_task(scene.flights.answered())
+    await scene.flights.idle()
+    await asyncio.sleep(0)
+    assert not answered.done()
+    assert await collected(words) == [" two", " three"]
+    await answered
+
+
 async def test_a_stop_before_the_first_token_ends_what_waits_for_a_slot(gate: Gate) -> None:
     model = Talker(slots=1, step=gate.step, wake=gate.wake)
     scene = Scene(model, budget=100)

@@ -18,11 +18,23 @@ import click
     type=click.Path(path_type=Path, file_okay=False),
     help="run in this folder and leave it there, to look at",
 )
-def demo(as_json: bool, keep: Path | None) -> None:
+@click.option(
+    "--llm",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="MODEL.gguf",
+    help="lend this language model, instead of one that reads digits; needs the extra `llm`",
+)
+def demo(as_json: bool, keep: Path | None, llm: Path | None) -> None:
     """Lend, attest, query, run out, free more, block, refuse and stop, as real processes."""
+    from functools import partial
+
     from rich.console import Console
 
-    from aigovtool.demo.story import StepResult, tell
+    from aigovtool.demo.steps import StepResult, tell
+    from aigovtool.demo.story import QueriesStory
+    from aigovtool.demo.talk import TalkStory
+
+    story = QueriesStory if llm is None else partial(TalkStory, model=llm)
 
     console = Console(stderr=as_json, highlight=False)
     console.print("[bold]AIGovTool demo[/bold]: custodian, enclave and client on loopback")
@@ -41,9 +53,9 @@ def demo(as_json: bool, keep: Path | None) -> None:
 
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="aigovtool-demo-") as folder:
-            results = tell(Path(folder), on_step)
+            results = tell(story, Path(folder), on_step)
     else:
-        results = tell(keep, on_step)
+        results = tell(story, keep, on_step)
     ok = all(result.ok for result in results)
     verdict = "[green]all steps held[/green]" if ok else "[red]a step failed[/red]"
     console.print(f"\n{verdict} in {time.monotonic() - begin:.0f} s")

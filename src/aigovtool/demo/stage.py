@@ -148,15 +148,20 @@ class Stage:
         )
 
     def start(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        stdin: Path = Path(os.devnull),
     ) -> Process:
         """Start ``aigovtool`` with *arguments*, its output going to ``<name>.log``."""
         log = self.folder / f"{name}.log"
-        with log.open("ab") as sink:
+        with log.open("ab") as sink, stdin.open("rb") as source:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "aigovtool", *arguments],
                 env=self.environment(environment),
-                stdin=subprocess.DEVNULL,
+                stdin=source,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
             )
@@ -254,6 +259,15 @@ class Stage:
             "--api-key-file", str(self.data / "consumer.key"),
             *more,
         ]  # fmt: skip
+
+    def serve_proxy(self, port: int, *more: str) -> tuple[Process, int]:
+        """Start ``client proxy`` to the enclave at *port* and wait for it. Gives its port."""
+        own = free_port()
+        process = self.start(
+            "proxy", self.client("proxy", port, "--listen", f"127.0.0.1:{own}", *more)
+        )
+        self.wait_for(process, lambda: answers(own))
+        return process, own
 
     def custodian(self, *arguments: str, admin_port: int | None = None) -> Outcome:
         """Run a custodian command against the running custodian, with JSON output."""

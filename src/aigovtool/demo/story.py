@@ -1,8 +1,5 @@
 """
-The story, step by step: lend, verify, query, run out, wait, free more, block, refuse, stop.
-
-Each step does what its title says through the surfaces that users have (commands, files, the
-original's curl call), checks the outcome, and fails the demo when it is not what it should be.
+The story of a model of tensors: lend, verify, query, run out, wait, free more, block, refuse, stop.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aigovtool.demo.stage import Outcome, Process, Stage, tampered_copy
-from aigovtool.errors import AIGovToolError
+from aigovtool.demo.steps import Story, check, succeeded
 
 BUDGET = 5
 FREED = 4
@@ -28,33 +25,10 @@ CUT_OFF_LIMIT_S = 10.0  # two leases' time; the measured value is printed
 ASSETS = Path(__file__).parent / "assets"
 
 
-class StepFailed(Exception):
-    """What a step saw is not what it promises."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """One line of the story as it went."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-def check(condition: object, detail: str) -> None:
-    """Fail the step with *detail* unless *condition* holds."""
-    if not condition:
-        raise StepFailed(detail)
-
-
 @dataclass
-class Story:
-    """The steps in order, on one stage; each returns what to tell about it."""
+class QueriesStory(Story):
+    """A model of tensors, metered by the query."""
 
-    stage: Stage
-    enclave: Process | None = None
-    enclave_port: int = 0
-    custodian: Process | None = None
     waiting: Process | None = None
     asked: int = 0
     samples: list[Path] = field(default_factory=lambda: sorted((ASSETS / "samples").glob("*.png")))
@@ -75,10 +49,6 @@ class Story:
             ("custodian shuts down, and queries fail", self.stop),
         ]
 
-    def make_custodian(self) -> str:
-        _succeeded(self.stage.init())
-        return "the simulated root protects nothing from this machine's owner"
-
     def lend(self) -> str:
         self.custodian = self.stage.serve_custodian(
             "--upload", str(ASSETS / "digits.onnx"),
@@ -89,13 +59,8 @@ class Story:
         check(all((self.stage.data / name).exists() for name in files), "a file is missing")
         return "digits.onnx is now ciphertext; " + ", ".join(files) + " written"
 
-    def host(self) -> str:
-        begin = time.monotonic()
-        self.enclave, self.enclave_port = self.stage.serve_enclave()
-        return f"ready {time.monotonic() - begin:.1f} s after its start"
-
     def verify(self) -> str:
-        seen = _succeeded(
+        seen = succeeded(
             self.stage.run(*self.stage.client("verify", self.enclave_port, "--json"))
         ).json()
         check(seen["simulated"] is True, "the simulated TEE was not called simulated")
@@ -105,7 +70,7 @@ class Story:
         told = []
         for index in range(BUDGET):
             sample = self.samples[index % len(self.samples)]
-            seen = _succeeded(self._ask(sample)).json()
+            seen = succeeded(self._ask(sample)).json()
             check_answer(sample, seen)
             left = BUDGET - 1 - index
             check(seen["remaining"] == left, f"{seen['remaining']} left, not {left}")
@@ -142,17 +107,17 @@ class Story:
         return f"{how}; the waiting client had its answer {seconds * 1000:.0f} ms later"
 
     def block(self) -> str:
-        consumers = _succeeded(self.stage.custodian("consumer", "list")).json()
+        consumers = succeeded(self.stage.custodian("consumer", "list")).json()
         self.consumer = consumers[0]["consumer"]
-        _succeeded(self.stage.custodian("block", self.consumer, "--reason", "demo"))
+        succeeded(self.stage.custodian("block", self.consumer, "--reason", "demo"))
         refused = self._ask(self.samples[2])
         check(refused.code == 1, f"exit code {refused.code}, not 1")
         check("blocked" in refused.stderr, "the refusal does not say blocked")
         return _refusal(refused)
 
     def unblock(self) -> str:
-        _succeeded(self.stage.custodian("unblock", self.consumer))
-        seen = _succeeded(self._ask(self.samples[2])).json()
+        succeeded(self.stage.custodian("unblock", self.consumer))
+        seen = succeeded(self._ask(self.samples[2])).json()
         check_answer(self.samples[2], seen)
         return f"{seen['answer']['label']} ({seen['remaining']} left)"
 
@@ -184,7 +149,7 @@ class Story:
         )
 
     def _events(self) -> str:
-        return _succeeded(self.stage.custodian("events")).stdout
+        return succeeded(self.stage.custodian("events")).stdout
 
 
 def supply(stage: Stage, credits: int) -> str:
@@ -219,27 +184,6 @@ def check_answer(sample: Path, seen: Any) -> None:
     shown = sample.stem.split("-")[1]
     label = str(seen["answer"]["label"])
     check(label == shown, f"{sample.name} was taken for {label}")
-
-
-def tell(folder: Path, on_step: Callable[[StepResult], None]) -> list[StepResult]:
-    """Run all steps in *folder*, reporting each; the first that fails is the last that runs."""
-    results: list[StepResult] = []
-    with Stage(folder) as stage:
-        for name, step in Story(stage).steps():
-            try:
-                result = StepResult(name, ok=True, detail=step())
-            except (StepFailed, AIGovToolError, subprocess.SubprocessError) as error:
-                result = StepResult(name, ok=False, detail=str(error))
-            results.append(result)
-            on_step(result)
-            if not result.ok:
-                break
-    return results
-
-
-def _succeeded(outcome: Outcome) -> Outcome:
-    check(outcome.code == 0, f"exit code {outcome.code}: {outcome.stderr.strip()[-600:]}")
-    return outcome
 
 
 def _refusal(outcome: Outcome) -> str:

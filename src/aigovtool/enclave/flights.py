@@ -145,6 +145,7 @@ class Flights:
         self.times = times
         self._batching: Batching | None = None
         self._flights: dict[Flight[Any], None] = {}
+        self._landed = asyncio.Event()  # since none was in flight
         self._jobs: set[Future[Any]] = set()
 
     def __len__(self) -> int:
@@ -212,6 +213,8 @@ class Flights:
             timer.cancel()
             self.times.add(loop.time() - begin_s)
             del self._flights[flight]
+            if not self._flights:
+                self._landed.set()
 
     def cancel(
         self, error: Callable[[], AIGovToolError], *, consumer: ConsumerId | None = None
@@ -229,6 +232,17 @@ class Flights:
     def consumers(self) -> set[ConsumerId]:
         """Return whose queries are in flight."""
         return {flight.consumer for flight in self._flights}
+
+    async def answered(self) -> None:
+        """
+        Return when nothing is in flight and no thread computes any more.
+
+        What is computed may still be in flight: a stream is charged and given as its client reads.
+        """
+        while self._flights:
+            self._landed.clear()
+            await self._landed.wait()
+        await self.idle()
 
     async def idle(self) -> None:
         """Return when no thread computes any more."""

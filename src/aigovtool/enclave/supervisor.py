@@ -141,7 +141,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(drain_s):
                 for tenure in tuple(self._tenures):
-                    await tenure.session.flights.idle()
+                    await tenure.session.flights.answered()
         except TimeoutError:
             _log.warning(
                 "queries in flight are cancelled: they took longer than %g s",

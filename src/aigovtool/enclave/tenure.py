@@ -83,7 +83,7 @@ class Tenure:
     async def retire(self) -> None:
         """Wait until another session has succeeded this one and its queries are answered: end."""
         await self.session.succeeded.wait()
-        await self.session.flights.idle()
+        await self.session.flights.answered()
         self.conversation.end(Ending(State.ENROLLING, MODEL_REPLACED))
 
     # --- eviction.Resident ----------------------------------------------------------------------
