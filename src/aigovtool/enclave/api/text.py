@@ -172,7 +172,7 @@ def failure(
         {
             "error": errors.describe(error),
             "usage": usage.members(),
-            "aigovtool": account.members(),
+            "aigovtool": account.members(usage),
         }
     )
     return Reply(bare.status, bare.headers, (body,))
