@@ -432,6 +432,7 @@ def test_nothing_of_a_conversation_or_of_the_weights_is_anywhere(
     for path in stage.folder.rglob("*"):
         if path.is_file():
             places[str(path)] = path.read_bytes()
+    assert VERDICT.encode() in events  # what may be said is found
     assert any("ledger" in place for place in places)
     assert any("enclave-cache" in place for place in places)
     needles = {"the word": WORD.encode()}
