@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo demo-llm test lint typecheck imports unit docs bench bench-serving faults soak fleet flips nodes protos lock clean check-python
+.PHONY: demo demo-llm test lint typecheck imports unit docs bench bench-llm bench-serving faults soak fleet flips nodes protos lock clean check-python
 
 demo: .venv/.runtime
 	$(BIN)/aigovtool demo
@@ -31,8 +31,8 @@ unit: .venv/.dev .venv/.models
 docs: .venv/.dev
 	$(BIN)/sphinx-build -q -W -b html docs build/docs
 
-# Benchmarks install what they compare with
-bench: .venv/.dev
+# Benchmarks install what they compare with; `bench-serving` is one of them
+bench: .venv/.dev bench-serving
 	$(PIP) install --no-deps --require-hashes -r requirements/bench.txt
 	$(BIN)/python -m benchmarks.unsealing
 	$(BIN)/python -m benchmarks.verification
@@ -45,6 +45,11 @@ bench: .venv/.dev
 bench-serving: .venv/.dev
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.client
+
+# A language model through the full stack beside llama.cpp alone, and what loading it takes; some 10 minutes
+bench-llm: .venv/.dev .venv/.models
+	$(BIN)/python -m benchmarks.llm
+	$(BIN)/python -m benchmarks.llm_memory
 
 # Random kills, partitions and pauses of real processes, then the count: some 20 minutes
 faults: .venv/.dev

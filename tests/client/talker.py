@@ -46,6 +46,7 @@ from tests.channel.stand_in import API_KEY, Asked, Platform, Session, StandIn, W
 
 MODEL = "talker"
 PROMPT_TOKENS = 4
+EMBEDDED = {"prompt_tokens": PROMPT_TOKENS, "total_tokens": PROMPT_TOKENS}
 TOKENS_A_LEASE = 2
 STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -144,8 +145,8 @@ class Talker(StandIn):
                 "object": "list",
                 "model": MODEL,
                 "data": [{"object": "embedding", "index": 0, "embedding": embedding}],
-                "usage": {"prompt_tokens": PROMPT_TOKENS, "total_tokens": PROMPT_TOKENS},
-                "aigovtool": self.bill(receipts),
+                "usage": EMBEDDED,
+                "aigovtool": self.bill(receipts, usage=EMBEDDED),
             },
         )
 
@@ -225,8 +226,9 @@ class Talker(StandIn):
             "total_tokens": PROMPT_TOKENS + produced,
         }
 
-    def bill(self, receipts: list[str]) -> dict[str, Any]:
-        return {"receipts": list(receipts), "remaining": self.credits}
+    def bill(self, receipts: list[str], *, usage: dict[str, int] | None = None) -> dict[str, Any]:
+        told = {"receipts": list(receipts), "remaining": self.credits}
+        return told | {"usage": usage or self.usage()}
 
     def _input(self) -> list[str]:
         return [self.charge(PROMPT_TOKENS * self.tokens.input)]

@@ -146,7 +146,7 @@ def changed(change: Callable[[list[str]], list[str]]) -> Callable[[dict[str, Any
 
 
 def no_list(end: dict[str, Any]) -> dict[str, Any]:
-    return end | {"aigovtool": {"receipts": [7], "remaining": -1}}
+    return end | {"aigovtool": {"receipts": [7], "remaining": -1, "usage": {}}}
 
 
 ATTACKS = {

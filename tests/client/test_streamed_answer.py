@@ -16,7 +16,10 @@ from aigovtool.errors import VerificationError
 from tests.client.test_events import split
 
 WORDS = b'data: {"choices":[{"delta":{"content":"hi"}}]}\n\n: alive\n\ndata: {"choices":[]}\n\n'
-BILL = b'data: {"choices":[],"usage":null,"aigovtool":{"receipts":["x"],"remaining":3}}\n\n'
+BILL = (
+    b'data: {"choices":[],"aigovtool":{"receipts":["x"],"remaining":3,'
+    b'"usage":{"prompt_tokens":4,"completion_tokens":5}}}\n\n'
+)
 DONE = b"data: [DONE]\n\n"
 
 

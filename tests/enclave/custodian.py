@@ -376,7 +376,8 @@ class FakeCustodian:
                     await socket.send_str(encode(answer).decode())
             case OutputSeen():
                 elsewhere = OutputElsewhere(day=message.day, tokens={}, sharers=1)
-                await socket.send_str(encode(elsewhere).decode())
+                if not socket.closed:
+                    await socket.send_str(encode(elsewhere).decode())
             case MoreWanted():
                 self.wanted.append(message)
             case Stopped():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +19,9 @@ from hypothesis import strategies as st
 
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave import eviction, supervisor
-from aigovtool.enclave.eviction import KEEP_S, least_recently_used
+from aigovtool.enclave.eviction import KEEP_S, Evictions, least_recently_used
 from aigovtool.enclave.lifecycle import MOVES, State
-from aigovtool.enclave.model_room import ModelRoom
+from aigovtool.enclave.model_room import ModelRoom, NoRoomError
 from aigovtool.ids import LoanId
 
 from . import models
@@ -88,6 +90,81 @@ def test_only_who_may_go_goes_the_longest_unused_first_and_none_in_vain(
 def test_nobody_goes_for_what_fits() -> None:
     idle = [Someone(5, 0.0)]
     assert least_recently_used(idle, 0, bytes_of=lambda _: 5, now_s=NOW_S) == []
+
+
+class Tenant:
+    """A resident whose model is wiped a step after it is told to go, if it ever is."""
+
+    rests_since_s: float | None = 0.0
+
+    def __init__(self, number: int, size: int, house: House) -> None:
+        self.loan: Any = number
+        self.manifest: Any = SimpleNamespace(plaintext_size=size)
+        self._house = house
+        self._gone = asyncio.Event()
+
+    def evict(self) -> None:
+        assert self.rests_since_s is not None
+        self.rests_since_s = None
+        asyncio.get_running_loop().call_soon(self.leave)
+
+    def leave(self) -> None:
+        self._house.room.give_back(self.manifest)
+        del self._house.evictions.residents[self]
+        self._gone.set()
+
+    async def gone(self) -> None:
+        await self._gone.wait()
+
+
+class House:
+    """Room for 100 bytes, and who has it."""
+
+    def __init__(self) -> None:
+        self.room = ModelRoom(100, packed_bytes=0)
+        self.evictions = Evictions(self.room, lambda: NOW_S)
+
+    async def move_in(self, tenant: Tenant) -> None:
+        await self.evictions.take(tenant.manifest, of=tenant.loan)
+        self.evictions.residents[tenant] = None
+
+    def check(self) -> None:
+        there = list(self.evictions.residents)
+        assert self.room.taken_bytes <= 100
+        assert sum(one.manifest.plaintext_size for one in there) <= self.room.taken_bytes
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(1, 110), st.booleans()), min_size=1, max_size=4), max_size=8
+    )
+)
+def test_models_that_come_at_one_time_never_take_more_than_there_is(
+    crowds: list[list[tuple[int, bool]]],
+) -> None:
+    async def come() -> None:
+        house, number = House(), itertools.count()
+        for crowd in crowds:
+            coming = [Tenant(next(number), size, house) for size, _ in crowd]
+            for tenant, (_, may_go) in zip(coming, crowd, strict=True):
+                if not may_go:
+                    tenant.rests_since_s = None
+            stays = sum(
+                one.manifest.plaintext_size
+                for one in house.evictions.residents
+                if one.rests_since_s is None
+            )
+            tasks = [asyncio.create_task(house.move_in(one)) for one in coming]
+            while not all(task.done() for task in tasks):
+                house.check()
+                await asyncio.sleep(0)
+            house.check()
+            errors = [task.exception() for task in tasks]
+            assert all(error is None or isinstance(error, NoRoomError) for error in errors)
+            fits = stays + coming[0].manifest.plaintext_size <= 100
+            assert (errors[0] is None) is fits  # who comes first gets what may be had
+
+    asyncio.run(come())
 
 
 def test_an_evicted_loan_is_not_served_before_it_is_enrolled_again() -> None:
@@ -296,3 +373,22 @@ async def test_a_loan_that_was_stopped_while_it_was_evicted_stays_stopped(lendin
         async with asyncio.timeout(LIMIT_S):
             while (told := await ask(enclave, evicted))[1]["kind"] != "loan.not_active":
                 assert told[0] == 503
+
+
+async def test_the_proof_of_an_eviction_is_given_when_the_custodian_is_back(
+    lending: Lending,
+) -> None:
+    async with lending("ab", room_for=1) as (lent, enclave):
+        evicted = await first_evicted(enclave, lent)
+        (served,) = (one for one in lent if one is not evicted)
+        await until_served(enclave, served)
+
+        async def cut(_: object) -> None:
+            await served.cut()
+
+        served.before_answer = cut  # at its last settlement
+        assert "enclave.evicted" in await until_served(enclave, evicted)
+        assert not times_evicted(served)
+        served.before_answer, served.accepts = None, True
+        await served.until(lambda: times_evicted(served) == 1)
+        served.check()

@@ -515,6 +515,24 @@ def test_a_consumers_kept_prompt_serves_that_consumer_and_no_other(
     assert cached == 0
 
 
+def test_a_query_that_fails_inherits_nothing_of_the_one_before_it(forgetful: GgufModel) -> None:
+    model = forgetful
+    for number in range(model.slots):
+        run(model, chat(LONG), 1, consumer=ConsumerId(f"cons_{number}"))
+    schema = {"type": "string", "minLength": 10**8}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    for _ in range(model.slots):
+        with pytest.raises(BadPromptError):
+            run(model, chat(LONG, response_format=form), 1, consumer=BOB)
+    for _ in range(model.slots):
+        ended = model.generate(Prompt("chat", chat(LONG), 9, 1), BOB, lambda _: None)
+        ended._take = lambda _, ended=ended: ended.terminate()
+        with pytest.raises(UnavailableError):
+            ended.execute()
+    _, cached = run(model, chat(LONG), 1, consumer=BOB)
+    assert cached == 0
+
+
 def test_a_loan_may_share_kept_prompts(forgetful: GgufModel) -> None:
     model = forgetful
     model.shared_prefixes = True

@@ -17,9 +17,11 @@ from aigovtool.sealing.interface import Datatype
 from aigovtool.wire.oip import (
     ALIGNMENT,
     HEADER_LENGTH,
+    KEPT_HEADS,
     InferRequest,
     Limits,
     ModelMetadata,
+    RequestReader,
     TensorSignature,
     decode_infer_request,
     decode_infer_response,
@@ -164,6 +166,46 @@ def test_binary_tensors_are_views_of_the_body_and_aligned() -> None:
     got = decode_infer_request(body, header_length=sent.header_length, model=model).inputs["x"]
     assert np.shares_memory(got, np.frombuffer(body, np.uint8))
     assert got.flags.aligned
+
+
+@given(st.binary(max_size=20))
+def test_whoever_knows_a_head_says_of_its_data_what_others_say(tail: bytes) -> None:
+    good, length = with_binary(np.float32([[1, 2]]).tobytes(), shape=(1, 2), datatype="FP32")
+    knows, new = RequestReader(X, SMALL), RequestReader(X, SMALL)
+    assert knows.read(good, header_length=length).inputs["x"].tolist() == [[1, 2]]
+
+    def said(reader: RequestReader) -> object:
+        try:
+            return reader.read(good[:length] + tail, header_length=length).inputs["x"].tobytes()
+        except AIGovToolError as error:
+            return type(error), error.code, str(error)
+
+    assert said(knows) == said(new)
+
+
+def test_of_a_head_with_something_of_one_query_nothing_is_kept() -> None:
+    reader, data = RequestReader(X, SMALL), np.float32([[1, 2]]).tobytes()
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32"}
+    sized = {**tensor, "parameters": {"binary_data_size": 8}}
+    for message in (
+        {"id": "mine", "inputs": [sized]},
+        {"inputs": [sized], "parameters": {"mine": "x"}},
+        {"inputs": [{**sized, "parameters": {"binary_data_size": 8, "mine": 1}}]},
+    ):
+        head = json.dumps(message).encode()
+        got = reader.read(head + data, header_length=len(head))
+        assert (got.id, got.parameters) == (message.get("id", ""), message.get("parameters", {}))
+    head = json.dumps({"inputs": [{**tensor, "data": [3, 4]}]}).encode()
+    assert reader.read(head, header_length=len(head)).inputs["x"].tolist() == [[3, 4]]
+    assert reader._kept == {}
+
+
+def test_heads_that_are_kept_are_bounded() -> None:
+    reader = RequestReader(X)
+    for rows in range(1, 3 * KEPT_HEADS):
+        body, length = with_binary(bytes(8 * rows), shape=(rows, 2), datatype="FP32")
+        assert reader.read(body, header_length=length).inputs["x"].shape == (rows, 2)
+        assert len(reader._kept) <= KEPT_HEADS
 
 
 def test_binary_data_at_an_odd_place_is_copied_to_an_even_one() -> None:

@@ -1,6 +1,9 @@
 """NVIDIA's pytriton, a Triton server around a Python function: MODEL NAME PORT."""
 
+import os
 import sys
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -10,6 +13,11 @@ from pytriton.triton import Triton, TritonConfig
 
 if __name__ == "__main__":
     path, name, port = sys.argv[1:]
+    # Triton's Python backend brings a libpython of its own and takes the standard library from
+    # here; another patch release of it does not start: "no attribute '_recursion_count'"
+    library = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME"))
+    if ".so" in library.name and library.exists():
+        os.environ["LD_PRELOAD"] = str(library)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(path, options)

@@ -64,23 +64,22 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            if self.cycle is not None and self.cycle.response_complete:
-                # uvicorn stops its idle timer for anything that comes, a lone line end too
-                self._await_head()
             super().data_received(data)
+            # uvicorn stops its idle timer for anything that comes, a lone line end too; most heads
+            # come in one piece, and need no timer
+            if self._in_head or self.cycle is None or self.cycle.response_complete:
+                self._await_head()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._head_bytes, self._in_head = 0, True
-            self._await_head()
 
         def on_url(self, url: bytes) -> None:
-            self._count(url)
+            self._count(len(url))
             super().on_url(url)
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            self._count(name)
-            self._count(value)
+            self._count(len(name) + len(value))
             if self._in_head:
                 super().on_header(name, value)
 
@@ -102,8 +101,8 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:
             self._refuse(problem_of(self._refusal))
 
-        def _count(self, part: bytes) -> None:
-            self._head_bytes += len(part)
+        def _count(self, size: int) -> None:
+            self._head_bytes += size
             if self._head_bytes > MAX_HEAD_BYTES:
                 raise ValueError("request head too large")  # the parser turns it into a 400
 

@@ -106,7 +106,10 @@ class Response:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the value of the header *name* (lower case), or None."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     async def read(self, *, max_bytes: int) -> bytes:
         """
@@ -119,27 +122,33 @@ class Response:
         """
         pieces = []
         left = max_bytes
-        async for piece in self.chunks():
-            left -= len(piece)
-            if left < 0:
-                raise TooLargeError(
-                    "the answer is too large", expected=f"at most {max_bytes} bytes"
-                )
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        while True:  # as `chunks`, without a generator: most answers are one piece
+            while self._buffer:
+                pieces.append(self._pop())
+                left -= len(pieces[-1])
+                if left < 0:
+                    raise TooLargeError(
+                        "the answer is too large", expected=f"at most {max_bytes} bytes"
+                    )
+            if self.complete:
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            await self.wait()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Give the body as it comes; raises as `read`, but for its size."""
         while True:
             while self._buffer:
-                piece = self._buffer.popleft()
-                self._buffered -= len(piece)
-                if self._buffered < HIGH_WATER_BYTES and not self.complete:
-                    self._transport.resume_reading()
-                yield piece
+                yield self._pop()
             if self.complete:
                 return
             await self.wait()
+
+    def _pop(self) -> bytes:
+        piece = self._buffer.popleft()
+        self._buffered -= len(piece)
+        if self._buffered < HIGH_WATER_BYTES and not self.complete:
+            self._transport.resume_reading()
+        return piece
 
     async def wait(self) -> None:
         """Wait until something has come; raises what went wrong."""

@@ -53,12 +53,12 @@ class Settled:
     Args:
         receipts: all of it, in order, verified and kept.
         remaining: credits that this consumer can still use.
-        usage: its tokens, None when a stream does not tell.
+        usage: its tokens.
     """
 
     receipts: tuple[VerifiedReceipt, ...]
     remaining: int
-    usage: Usage | None
+    usage: Usage
 
     @property
     def cost(self) -> int:
@@ -168,20 +168,19 @@ class Settler:
                 code="receipt.missing",
                 mend="nothing shows what it was charged beyond the receipt in its header",
             )
-        receipts = await self._receipts_of(charged.aigovtool, first, enclave)
+        bill = charged.aigovtool
+        receipts = await self._receipts_of(bill, first, enclave)
         check_order(receipts)
         said = [each.receipt for each in receipts]
         if self._price is None:
             self._price = await self._read_price(authorization)
         try:
-            check_token_price(said, self._price, charged.usage)
+            check_token_price(said, self._price, bill.usage)
         except VerificationError:
             with contextlib.suppress(AIGovToolError):
                 self._price = await self._read_price(authorization)
-            check_token_price(said, self._price, charged.usage)
-        return Settled(
-            receipts=receipts, remaining=charged.aigovtool.remaining, usage=charged.usage
-        )
+            check_token_price(said, self._price, bill.usage)
+        return Settled(receipts=receipts, remaining=bill.remaining, usage=bill.usage)
 
     async def _receipts_of(
         self, bill: Bill, first: VerifiedReceipt, enclave: VerifiedEnclave

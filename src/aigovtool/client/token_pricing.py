@@ -4,10 +4,9 @@ What an answer of a language model was charged, by its own words, and whether th
 Rule 1: the JSON of an answer, or the last event of a streamed one, has the member ``aigovtool``
         with every receipt of the answer, in the order in which they were drawn up. The first is
         that of its header, which was signed before anything was computed.
-Rule 2: they cost what the loan's token price asks for the tokens in ``usage``. What a refund took
-        back may be missing from that, and nothing may be added to it.
-Rule 3: of a stream that does not tell its usage, since nobody asked for it, the receipts must still
-        be whole tokens: the first of input, the others of output.
+Rule 2: they cost what the loan's token price asks for the tokens in its ``usage``, which a stream
+        tells there whether or not it was asked for it. What a refund took back may be missing
+        from that, and nothing may be added to it.
 """
 
 from __future__ import annotations
@@ -44,17 +43,18 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         receipts: each as the header ``Aigovtool-Receipt`` has it.
         remaining: credits that the consumer can still use.
+        usage: the tokens of the answer.
     """
 
     receipts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_RECEIPTS)]
     remaining: _Count
+    usage: Usage
 
 
 class Charged(msgspec.Struct, frozen=True, kw_only=True):
     """The end of an answer; what else is in it is not looked at."""
 
     aigovtool: Bill | None = None
-    usage: Usage | None = None
 
 
 def is_token_query(method: str, path: str) -> bool:
@@ -72,25 +72,19 @@ def bill_in(data: bytes) -> Charged | None:
         raise MalformedError(
             "what the answer was charged cannot be read",
             code="receipt.unreadable",
-            expected="a member `aigovtool` with receipts and what remains",
+            expected="a member `aigovtool` with receipts, usage and what remains",
         ) from None
     return charged if charged.aigovtool is not None else None
 
 
-def check_token_price(receipts: Sequence[Receipt], price: TokenPrice, usage: Usage | None) -> None:
+def check_token_price(receipts: Sequence[Receipt], price: TokenPrice, usage: Usage) -> None:
     """
-    Raise VerificationError unless *receipts* charge what *price* asks (Rules 2 and 3).
+    Raise VerificationError unless *receipts* charge what *price* asks (Rule 2).
 
     Args:
         receipts: all of one answer, that of its input first.
-        usage: None if the answer does not tell.
     """
     cost = sum(receipt.cost for receipt in receipts)
-    if usage is None:
-        first = receipts[0].cost
-        if first % price.input or (cost - first) % price.output or cost < 0:
-            raise _other_price(f"{price.input} a token of input, {price.output} of output", cost)
-        return
     asked = price.cost(input=usage.prompt_tokens, output=usage.completion_tokens)
     refunded = any(receipt.refund is not None for receipt in receipts)
     if cost != asked and not (refunded and 0 <= cost < asked):

@@ -46,7 +46,7 @@ class Resident(Protocol):
         ...
 
     async def gone(self) -> None:
-        """Return when the model is wiped, and its memory given back."""
+        """Wipe the model now, and return when its memory is given back."""
         ...
 
 

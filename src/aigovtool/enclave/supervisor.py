@@ -100,6 +100,7 @@ class Supervisor:
         self._tenures: dict[Tenure, None] = {}  # those whose sessions are not over
         self._running: asyncio.Task[None] | None = None
         self._said = ""
+        self._lacks_room = False  # for the model that was to be loaded last
 
     async def run(self) -> None:
         """Lead until the loan is closed, or for ever."""
@@ -110,8 +111,13 @@ class Supervisor:
                 await self._lead(self._begin(enrolment), refused)
                 if self._enclave.life.state in (State.CLOSED, State.DRAINING):
                     break
+                model = enrolment.verified.manifest
                 if self._enclave.life.state is State.EVICTED:
-                    await self._until_room_for(enrolment.verified.manifest)
+                    await self._until_room_for(model, evicting=lambda: self._enclave.wanted)
+                elif self._lacks_room:
+                    # for as long as any refusal: the loan's model may become a smaller one
+                    room = self._until_room_for(model, evicting=lambda: True)
+                    await _either(asyncio.create_task(room), asyncio.create_task(refused.wait()))
                 else:
                     await refused.wait()
             await self._all_over()
@@ -151,10 +157,10 @@ class Supervisor:
             await asyncio.wait({self._running})
         enclave.life.move(State.CLOSED, ending.reason)
 
-    async def _until_room_for(self, model: SealedManifest) -> None:
-        """Return when a model that was evicted can be loaded again (Rule 5)."""
+    async def _until_room_for(self, model: SealedManifest, *, evicting: Callable[[], bool]) -> None:
+        """Return when a model can be loaded, for which others may go if *evicting* (Rule 5)."""
         fits = functools.partial(self._evictions.would_fit, model, of=self._loan)
-        while not fits(evicting=self._enclave.wanted):  # noqa: ASYNC110 - time alone may make room
+        while not fits(evicting=evicting()):  # noqa: ASYNC110 - time alone may make room
             await asyncio.sleep(LOOK_FOR_ROOM_S)
 
     async def _all_over(self) -> None:
@@ -287,12 +293,14 @@ class Supervisor:
             try:
                 model = loading.result()
             except AIGovToolError as error:
+                self._lacks_room = isinstance(error, NoRoomError)
                 _log.error("the model cannot be loaded: %s", error, extra=event("model.not_loaded"))
                 tenure.conversation.end(
                     Ending(State.ENROLLING, f"the model cannot be loaded: {error}")
                 )
             else:
                 enclave.loaded(tenure.session, model)
+                self._lacks_room = False
                 refused.reset()
                 tenure = await self._follow(tenure)
         await tenure.living
@@ -374,6 +382,16 @@ async def _goes_on(tenure: Tenure, what: asyncio.Task[Any]) -> bool:
         if not what.done():
             what.cancel()
             await asyncio.wait({what})
+
+
+async def _either(*tasks: asyncio.Task[None]) -> None:
+    """Wait for the first of these, and end the others."""
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _without_reason(error: AIGovToolError) -> str:

@@ -54,7 +54,6 @@ class Tenure:
         self.session = session
         self.loading = loading
         self.cancelled = 0
-        self._gone = asyncio.Event()
         self._enclave = enclave
         self._room = room
         self._welcomed = asyncio.Event()  # the custodian has said for whom it serves
@@ -116,7 +115,7 @@ class Tenure:
         self.conversation.end(Ending(State.EVICTED, EVICTED))
 
     async def gone(self) -> None:
-        await self._gone.wait()
+        await self.wipe()  # whether or not the custodian can be told now
 
     # --- control.Host ---------------------------------------------------------------------------
 
@@ -174,7 +173,6 @@ class Tenure:
         # on a thread: overwriting gigabytes takes a moment, in which others want answers
         await asyncio.to_thread(model.close)
         self._room.give_back(self.session.verified.manifest)
-        self._gone.set()
         _log.warning("key and model are wiped", extra=event("enclave.wiped"))
 
 

@@ -9,6 +9,7 @@ only after its signature holds.
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, TypeVar, overload
@@ -77,7 +78,12 @@ def decode(data: bytes | memoryview | str, kind: Any, *, max_bytes: int = MAX_ME
 @cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     """Kinds are few; reading a union's definition anew costs six times the reading of a report."""
-    return msgspec.json.Decoder(kind)
+    with _making:
+        return msgspec.json.Decoder(kind)
+
+
+# msgspec is not safe where two threads make it read a type's definition for the first time
+_making = threading.Lock()
 
 
 def sign(message: msgspec.Struct, key: SigningKey, label: Label) -> Signed:

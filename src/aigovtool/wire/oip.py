@@ -51,9 +51,14 @@ BINARY_EXTENSION: Final = "binary_tensor_data"
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
 ALIGNMENT = 64  # bytes; the widest vector registers, and more than any element needs
+KEPT_HEADS = 64  # of each `RequestReader`
+MAX_KEPT_BYTES = 4 << 10  # of a head that is kept
 
 _REFUSED_PARAMETERS = {"shared_memory_region": "an enclave shares no memory with its consumers"}
 _SEQUENCE = "sequence_id"
+_SIZE = "binary_data_size"
+_BINARY_OUTPUT = "binary_data_output"
+_FRAMING = frozenset({_BINARY_OUTPUT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,40 +281,106 @@ def decode_infer_request(
         BadTensorError: a tensor unknown, missing, given twice, or unlike the model's.
         TooLargeError: past one of the *limits*.
     """
-    head, binary = _split(body, header_length, limits)
-    if LEAST_BYTES <= len(head) <= limits.max_json_bytes and header_length is None:
-        with contextlib.suppress(DoubtError, AIGovToolError):
-            numbers = Numbers(head)
-            request = _read_request(numbers.rest, binary, model, limits, numbers)
-            numbers.check_all_taken()
-            return request
-    return _read_request(head, binary, model, limits, None)
+    return RequestReader(model, limits).read(body, header_length=header_length)
 
 
-def _read_request(
-    head: bytes | memoryview,
-    binary: _Reader,
-    model: ModelMetadata,
-    limits: Limits,
-    numbers: Numbers | None,
-) -> InferRequest:
-    request = decode(head, _Request, max_bytes=limits.max_json_bytes)
-    _refuse_sequence(request.parameters)
-    inputs = _read_tensors(request.inputs, binary, limits, expected=model.inputs, numbers=numbers)
-    for signature in model.inputs:
-        if signature.name not in inputs:
-            raise BadTensorError(
-                f"the input {signature.name!r} is missing",
-                code="bad_tensor.missing",
-                expected=_names(model.inputs),
-                came=", ".join(map(repr, inputs)) or "no input",
-            )
-    return InferRequest(
-        id=request.id or "",
-        parameters=request.parameters or {},
-        inputs=inputs,
-        outputs=_requested_outputs(request, model, limits),
-    )
+class RequestReader:
+    """
+    Reads requests for one model.
+
+    Clients send one head over and over, and only the binary data after it changes. So what was
+    found of a head is kept, and not looked for again: of heads that hold nothing of one query, no
+    id, no number, no parameter but those of the framing. The checks of the data are as ever.
+    """
+
+    __slots__ = ("_kept", "_limits", "_model")
+
+    def __init__(self, model: ModelMetadata, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._model = model
+        self._limits = limits
+        self._kept: dict[bytes, _Head] = {}
+
+    def read(
+        self, body: bytes | bytearray | memoryview, *, header_length: int | None
+    ) -> InferRequest:
+        """Read a request; arguments and errors are those of `decode_infer_request`."""
+        text, binary = _split(body, header_length, self._limits)
+        if header_length is None:
+            return self._read_json(text, binary)
+        if header_length > MAX_KEPT_BYTES:
+            return self._read(text, binary)[1]
+        key = bytes(text)
+        if (head := self._kept.get(key)) is not None:
+            return head.request(binary)
+        message, request = self._read(text, binary)
+        if (head := _Head.of(message, request)) is not None:
+            if len(self._kept) >= KEPT_HEADS:
+                self._kept = {}  # and not one by one: threads may read here, too
+            self._kept[key] = head
+        return request
+
+    def _read_json(self, text: memoryview, binary: _Reader) -> InferRequest:
+        if LEAST_BYTES <= len(text) <= self._limits.max_json_bytes:
+            with contextlib.suppress(DoubtError, AIGovToolError):
+                numbers = Numbers(text)
+                request = self._read(numbers.rest, binary, numbers)[1]
+                numbers.check_all_taken()
+                return request
+        return self._read(text, binary)[1]
+
+    def _read(
+        self, text: bytes | memoryview, binary: _Reader, numbers: Numbers | None = None
+    ) -> tuple[_Request, InferRequest]:
+        message = decode(text, _Request, max_bytes=self._limits.max_json_bytes)
+        _refuse_sequence(message.parameters)
+        inputs = _read_tensors(
+            message.inputs, binary, self._limits, expected=self._model.inputs, numbers=numbers
+        )
+        for signature in self._model.inputs:
+            if signature.name not in inputs:
+                raise BadTensorError(
+                    f"the input {signature.name!r} is missing",
+                    code="bad_tensor.missing",
+                    expected=_names(self._model.inputs),
+                    came=", ".join(map(repr, inputs)) or "no input",
+                )
+        return message, InferRequest(
+            id=message.id or "",
+            parameters=message.parameters or {},
+            inputs=inputs,
+            outputs=_requested_outputs(message, self._model, self._limits),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A head that was found good: its tensors, as `from_binary` takes them, and what it asks."""
+
+    tensors: tuple[tuple[str, int, str, tuple[int, ...]], ...]
+    parameters: Mapping[str, str | int | float | bool]
+    outputs: tuple[RequestedOutput, ...]
+
+    @classmethod
+    def of(cls, message: _Request, request: InferRequest) -> _Head | None:
+        """Return what is to be kept of a request that was read, None for nothing of it."""
+        if message.id is not None or not _FRAMING.issuperset(request.parameters):
+            return None
+        tensors = []
+        for one in message.inputs:
+            size = (one.parameters or {}).get(_SIZE)
+            if not isinstance(size, int) or len(one.parameters or {}) != 1:
+                return None
+            tensors.append((one.name, size, one.datatype, one.shape))
+        return cls(tuple(tensors), request.parameters, request.outputs)
+
+    def request(self, binary: _Reader) -> InferRequest:
+        """Read the data of another request with this head."""
+        inputs = {
+            name: from_binary(name, binary.take(name, size), datatype, shape)
+            for name, size, datatype, shape in self.tensors
+        }
+        binary.finish()
+        return InferRequest(id="", parameters=self.parameters, inputs=inputs, outputs=self.outputs)
 
 
 def encode_infer_response(
@@ -402,7 +473,7 @@ def encode_infer_request(
     tensors, data = _write_tensors((name, array, binary) for name, array in inputs.items())
     all_parameters = dict(parameters or {})
     if binary:
-        all_parameters["binary_data_output"] = True
+        all_parameters[_BINARY_OUTPUT] = True
     request = _Request(
         id=id or None,
         parameters=all_parameters or None,
@@ -540,7 +611,7 @@ def _read_tensors(
         if signatures is not None:
             _check_input(tensor, signatures)
         count_elements(tensor.name, tensor.shape, max_elements=limits.max_elements)
-        size = (tensor.parameters or {}).get("binary_data_size")
+        size = (tensor.parameters or {}).get(_SIZE)
         if (size is None) == (tensor.data is UNSET):
             raise MalformedError(
                 f"the tensor {tensor.name!r} has "
@@ -573,7 +644,7 @@ def _write_tensors(
         data: msgspec.Raw | UnsetType = UNSET
         if as_binary:
             chunks.append(to_binary(name, array))
-            parameters = {"binary_data_size": len(chunks[-1])}
+            parameters = {_SIZE: len(chunks[-1])}
         else:
             data = msgspec.Raw(msgspec.json.encode(to_json(name, array)))
         tensors.append(
@@ -621,7 +692,7 @@ def _check_input(tensor: _Tensor, signatures: Mapping[str, TensorSignature]) -> 
 def _requested_outputs(
     request: _Request, model: ModelMetadata, limits: Limits
 ) -> tuple[RequestedOutput, ...]:
-    binary = _flag(request.parameters, "binary_data_output", default=False)
+    binary = _flag(request.parameters, _BINARY_OUTPUT, default=False)
     if not request.outputs:
         return tuple(RequestedOutput(name=one.name, binary=binary) for one in model.outputs)
     _limit_count(request.outputs, limits)

@@ -25,6 +25,8 @@ from aigovtool.wire.codec import Message, Signed, Time
 MAX_RECEIPT_BYTES = 4096
 NO_RECEIPT_BEFORE = bytes(32)
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
 
 RefundClass = Literal["model-error", "cancelled", "stopped"]
 """Why a charge was taken back: the model gave no answer; it was cancelled before its computation
@@ -103,7 +105,7 @@ def from_header(value: str) -> Signed:
 
 
 def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    return binascii.b2a_base64(data, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def _unb64(text: str) -> bytes:

@@ -70,6 +70,8 @@ def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
 
 def datatype_of(name: str, array: Array) -> str:
     """Return the datatype of *array*; raises BadTensorError when the protocol has none for it."""
+    if (datatype := _DATATYPES.get(array.dtype)) is not None:
+        return datatype
     if array.dtype.kind in "SU":
         return BYTES
     try:
@@ -147,7 +149,7 @@ def from_binary(name: str, data: memoryview, datatype: str, shape: Sequence[int]
         array = octets.view(np.bool_)
     else:
         array = np.frombuffer(data, dtype)
-    return np.require(array, requirements="A").reshape(shape)
+    return (array if array.flags.aligned else array.copy()).reshape(shape)
 
 
 def to_binary(name: str, array: Array) -> bytes | memoryview:

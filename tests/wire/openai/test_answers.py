@@ -37,7 +37,7 @@ TOLD_USAGE = {
     "total_tokens": 8,
     "prompt_tokens_details": {"cached_tokens": 2},
 }
-TOLD_ACCOUNT = {"receipts": ["first", "second"], "remaining": 7}
+TOLD_ACCOUNT = {"receipts": ["first", "second"], "remaining": 7, "usage": TOLD_USAGE}
 
 Chunk = dict[str, Any]
 

@@ -180,6 +180,14 @@ class _TcbInfoV2(Struct, frozen=True, rename="camel"):
     tcb_levels: Annotated[tuple[_LevelV2, ...], Meta(min_length=1)]
 
 
+# Made here, where nobody else runs: msgspec is not safe where two threads make it read a type's
+# definition for the first time.
+_version_decoder = msgspec.json.Decoder(_Version)
+_tcb_info_decoder = msgspec.json.Decoder(TcbInfo)
+_tcb_info_v2_decoder = msgspec.json.Decoder(_TcbInfoV2)
+_qe_identity_decoder = msgspec.json.Decoder(QeIdentity)
+
+
 def read_tcb_info(text: bytes) -> TcbInfo:
     """
     Read TCB info whose signature has been checked.
@@ -188,11 +196,11 @@ def read_tcb_info(text: bytes) -> TcbInfo:
         MalformedError: not TCB info, or of a version other than 2 and 3 ("unsupported collateral").
     """
     try:
-        version = msgspec.json.decode(text, type=_Version).version
+        version = _version_decoder.decode(text).version
         if version == 3:
-            return msgspec.json.decode(text, type=TcbInfo)
+            return _tcb_info_decoder.decode(text)
         if version == 2:
-            return _from_version_2(msgspec.json.decode(text, type=_TcbInfoV2))
+            return _from_version_2(_tcb_info_v2_decoder.decode(text))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedError(
             "TCB info cannot be read", code="dcap.tcb_info.malformed", came=str(error)
@@ -209,7 +217,7 @@ def read_tcb_info(text: bytes) -> TcbInfo:
 def is_version_2(text: bytes) -> bool:
     """Say whether *text* is TCB info of version 2, which came before the quotes of TDX."""
     try:
-        return msgspec.json.decode(text, type=_Version).version == 2
+        return _version_decoder.decode(text).version == 2
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
 
@@ -245,7 +253,7 @@ def _from_version_2(info: _TcbInfoV2) -> TcbInfo:
 def read_qe_identity(text: bytes) -> QeIdentity:
     """Read a QE identity whose signature has been checked; raises MalformedError."""
     try:
-        return msgspec.json.decode(text, type=QeIdentity)
+        return _qe_identity_decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedError(
             "unsupported collateral: QE identity cannot be read",

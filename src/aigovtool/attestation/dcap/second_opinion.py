@@ -63,6 +63,9 @@ class _QvlClaims(msgspec.Struct, frozen=True):
     tcb: _Tcb
 
 
+_claims_decoder = msgspec.json.Decoder(_QvlClaims)  # made here as those of `collateral`
+
+
 def ask_second_verifier(
     raw_quote: bytes,
     endorsements: Endorsements,
@@ -102,7 +105,7 @@ def ask_second_verifier(
         raise VerificationError(
             "the second verifier refuses this quote", code="dcap.second_opinion", came=refusal
         ) from None
-    theirs = msgspec.json.decode(claims.to_json(), type=_QvlClaims).tcb
+    theirs = _claims_decoder.decode(claims.to_json()).tcb
     if (theirs.status, theirs.advisory_ids) != (verdict.status, frozenset(verdict.advisories)):
         raise VerificationError(
             "two verifiers come to different states of this platform",

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from aigovtool.enclave.api.http import BodyRoom, Reply, Request
+from aigovtool.enclave.api.http import Body, BodyRoom, Reply, Request
 from aigovtool.errors import MalformedError, TooLargeError
 
 PIECE_BYTES: Final = 512 << 10  # made at one time, and the most that is made on the event loop
@@ -39,8 +39,8 @@ def wants_none(headers: Mapping[bytes, bytes]) -> bool:
 
 
 async def plain_body(
-    request: Request, body: bytes, *, max_bytes: int, room: BodyRoom, of: str
-) -> bytes:
+    request: Request, body: Body, *, max_bytes: int, room: BodyRoom, of: str
+) -> Body:
     """
     Return the *body* of *request*, of consumer *of*, as it was before it was compressed.
 
@@ -96,7 +96,7 @@ def _accepted(headers: Mapping[bytes, bytes]) -> bytes:
     return headers.get(_ACCEPT, b"").strip().lower()
 
 
-def _inflated(body: bytes, window: int) -> Iterator[bytes]:
+def _inflated(body: Body, window: int) -> Iterator[bytes]:
     """Yield what comes out of *body* in pieces of at most `PIECE_BYTES`; raises MalformedError."""
     stream = zlib.decompressobj(window)
     view = memoryview(body)

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.answering import Answering
 from aigovtool.enclave.api.cashier import Cashier
+from aigovtool.enclave.api.drawing import drawing
 from aigovtool.enclave.api.http import (
     JSON_HEADER,
     ClientGoneError,
@@ -119,28 +120,42 @@ class Completions:
 
     @contextlib.asynccontextmanager
     async def _paid(self, case: Case, asked: TextRequest) -> AsyncIterator[Answering]:
-        """Charge a query's input, hold the worst case of its output, and lend its answer."""
-        session, consumer = case.session, case.consumer
+        """Lend the answer to a query that is counted, charged and held."""
+        session = case.session
         _, model = self._enclave.serving_text()
         requests.check_model(asked.model, model.name)
-        terms = session.renewal.terms
-        price, model.shared_prefixes = terms.tokens, terms.shared_prefixes
+        model.shared_prefixes = session.renewal.terms.shared_prefixes
         tokens = await asyncio.to_thread(model.count, asked.kind, asked.body)
-        most = self._output(case, asked, model, tokens)
-        cost = price.cost(input=tokens, output=most)
+        room = self._output(case, asked, model, tokens)
+        with drawing(session.watch, case.consumer, asked, room, self._clock) as drawn:
+            prompt = Prompt(asked.kind, asked.body, tokens, drawn.most)
+            async with self._charged(case, model, prompt) as answering:
+                try:
+                    yield answering
+                finally:
+                    answering.close()
+                    drawn.given = answering.usage.output
+
+    @contextlib.asynccontextmanager
+    async def _charged(
+        self, case: Case, model: LanguageModel, prompt: Prompt
+    ) -> AsyncIterator[Answering]:
+        """Charge a query's input, hold the worst case of its output, and lend its answer."""
+        session, consumer = case.session, case.consumer
+        price = session.renewal.terms.tokens
+        cost = price.cost(input=prompt.tokens, output=prompt.max_output)
+        held = price.output * prompt.max_output
         session.flights.check_room(consumer)
         async with self._cashier.within_limits(
             case.request, session, consumer, cost, case.patience_s
         ) as left_s:
-            tab = await self._cashier.pay(
-                case.request, session, consumer, cost, left_s, held=price.output * most
-            )
+            tab = await self._cashier.pay(case.request, session, consumer, cost, left_s, held=held)
             if not isinstance(tab, Tab):
                 raise PromiseBrokenError("the worst case of a query is not held")
             answering = Answering(
                 session,
                 model,
-                Prompt(asked.kind, asked.body, tokens, most),
+                prompt,
                 tab,
                 price=price.output,
                 time_s=self._limits.generation_time_s,
@@ -152,10 +167,7 @@ class Completions:
                 self._cashier.check_admitted(session, consumer)
             except AIGovToolError as error:
                 answering.refuse(error)
-            try:
-                yield answering
-            finally:
-                answering.close()
+            yield answering
 
     def _output(self, case: Case, asked: TextRequest, model: LanguageModel, tokens: int) -> int:
         """

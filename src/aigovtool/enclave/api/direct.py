@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from aigovtool.channel.guarded import guarded_protocol
 from aigovtool.clock import Clock
-from aigovtool.enclave.api.http import Reply
+from aigovtool.enclave.api.http import DIVERT, Reply
 from aigovtool.enclave.api.infer import AUTHORIZATION
 from aigovtool.enclave.api.reception import Reception
 from aigovtool.enclave.api.turn import Turns
@@ -157,6 +157,7 @@ def direct_protocol(
 
     class DirectProtocol(guarded):  # type: ignore[misc]
         _direct: Direct | None = None  # whose body is still to come
+        _take: Callable[[bytes], bool] | None = None  # what the application gave to `divert`
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -168,6 +169,7 @@ def direct_protocol(
             headers = dict(self.headers)
             turns = reception.of_key(headers.get(AUTHORIZATION)).turns
             if not (turns.open and self._is_idle() and self._is_plain(headers)):
+                self.scope[DIVERT] = self.divert
                 super().on_headers_complete()
                 return
             self.headers_are_here()
@@ -175,18 +177,23 @@ def direct_protocol(
             self._direct = self.cycle = direct
 
         def on_body(self, body: bytes) -> None:
-            if self._direct is None:
-                super().on_body(body)
-            else:
+            if self._direct is not None:
                 self._direct.body += body
+            elif self._take is None or not self._take(body):
+                self._take = None  # what follows comes after this one
+                super().on_body(body)
 
         def on_message_complete(self) -> None:
             if (direct := self._direct) is None:
+                self._take = None
                 super().on_message_complete()
                 return
             self._direct = None
             direct.is_complete = True
             direct.turns.add(direct)
+
+        def divert(self, take: Callable[[bytes], bool] | None) -> None:
+            self._take = take
 
         def _is_idle(self) -> bool:
             return (

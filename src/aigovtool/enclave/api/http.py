@@ -18,10 +18,11 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from aigovtool.errors import AIGovToolError, MalformedError, TooLargeError, UnavailableError
 from aigovtool.telemetry.logs import event, place_of
@@ -31,9 +32,17 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Header = tuple[bytes, bytes]
+Body = bytes | memoryview
+Divert = Callable[[Callable[[bytes], bool] | None], None]
 
 JSON_HEADER: Header = (b"content-type", b"application/json")
 CLOSE: Header = (b"connection", b"close")  # what is left of a refused body is not read
+
+DIVERT = "aigovtool.divert"
+"""In a scope, where the server can do it: a function that is given what takes the pieces of the
+body from now on, and says whether it did, or None for nobody. The event that comes next is then the
+end of the body, or a piece that was not taken: a large body is copied once and wakes nobody."""
+DIVERTED_BYTES = 64 << 10  # of a body that is diverted; a shorter one comes in an event or two
 
 LINGER_BYTES = 4 << 20  # of a refused body that are read all the same
 LINGER_S = 1.0
@@ -85,7 +94,17 @@ class BodyRoom:
 class Request:
     """One request. `headers` has the last of each name, in lower case."""
 
-    __slots__ = ("_read", "body_bytes", "headers", "method", "path", "peer", "query", "receive")
+    __slots__ = (
+        "_divert",
+        "_read",
+        "body_bytes",
+        "headers",
+        "method",
+        "path",
+        "peer",
+        "query",
+        "receive",
+    )
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
@@ -94,6 +113,7 @@ class Request:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.receive = receive
         self.peer: str = (scope["client"] or ("",))[0]  # its address
+        self._divert: Divert | None = scope.get(DIVERT)
         self._read = False
         self.body_bytes = 0  # taken of a `BodyRoom`, to be given back when the request is over
 
@@ -106,7 +126,7 @@ class Request:
             self.headers.get(b"content-length", b"0") != b"0"
         )
 
-    async def body(self, *, max_bytes: int, time_s: float, room: BodyRoom, of: str = "") -> bytes:
+    async def body(self, *, max_bytes: int, time_s: float, room: BodyRoom, of: str = "") -> Body:
         """
         Read the whole body, taking `body_bytes` of *room* for consumer *of* as it comes.
 
@@ -121,21 +141,34 @@ class Request:
             raise MalformedError("Content-Length is not a length")
         if int(stated) > max_bytes:
             raise _too_large(max_bytes, f"{int(stated)} bytes")
-        pieces: list[bytes] = []
+        gathered = _Gathered(int(stated), max_bytes)
+
+        def take(piece: bytes) -> None:
+            room.take(len(piece), of)
+            self.body_bytes += len(piece)
+            gathered.add(piece)
+
+        def diverted(piece: bytes) -> bool:
+            try:
+                take(piece)
+            except AIGovToolError:
+                return False  # it comes as an event, and is refused where that can be told
+            return True
+
         try:
             async with asyncio.timeout(time_s):
                 while not self._read:
-                    piece = await self._piece()
-                    room.take(len(piece), of)
-                    self.body_bytes += len(piece)
-                    pieces.append(piece)
-                    if self.body_bytes > max_bytes:
-                        raise _too_large(max_bytes, f"{self.body_bytes} bytes or more")
+                    take(await self._piece())
+                    if self._divert is not None and int(stated) > DIVERTED_BYTES:
+                        self._divert(None if self._read else diverted)
         except TimeoutError:
             raise UnavailableError(
                 f"the body did not arrive within {time_s:g} s", code="body.time"
             ) from None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            if self._divert is not None:
+                self._divert(None)
+        return gathered.whole()
 
     async def discard(self, *, max_bytes: int, time_s: float) -> None:
         """Read on and forget, so that a client that still sends comes to read its answer."""
@@ -153,13 +186,50 @@ class Request:
         return body
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class _Gathered:
+    """
+    A body as it comes: one piece as it is, more in memory of the stated size, each copied once.
+
+    That memory is the kernel's until something is written to it, so that it is no more than came.
+    """
+
+    __slots__ = ("_came", "_max", "_pieces", "_stated", "_view")
+
+    def __init__(self, stated: int, max_bytes: int) -> None:
+        self._stated = stated  # 0 when nobody said
+        self._max = max_bytes
+        self._pieces: list[bytes] = []
+        self._view: memoryview | None = None
+        self._came = 0
+
+    def add(self, piece: bytes) -> None:
+        """Add what came next; raises TooLargeError when it is too much."""
+        start, self._came = self._came, self._came + len(piece)
+        if self._came > self._max:
+            raise _too_large(self._max, f"{self._came} bytes or more")
+        if self._view is None and self._stated > DIVERTED_BYTES:
+            if self._came == self._stated and not start:
+                self._pieces.append(piece)
+                return
+            self._view = np.empty(self._stated, np.uint8).data
+        if self._view is None:
+            self._pieces.append(piece)
+        else:
+            self._view[start : self._came] = piece
+
+    def whole(self) -> Body:
+        """Return all that came."""
+        if self._view is not None:
+            return self._view[: self._came]
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
+class Reply(NamedTuple):
     """What to answer. The content length is added when it is sent."""
 
     status: int
     headers: tuple[Header, ...] = ()
-    chunks: tuple[bytes | memoryview, ...] = field(default=(b"",))
+    chunks: tuple[bytes | memoryview, ...] = (b"",)
 
     async def send(self, send: Send) -> None:
         """Send it."""

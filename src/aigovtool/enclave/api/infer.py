@@ -19,6 +19,7 @@ from aigovtool.clock import Clock
 from aigovtool.enclave.api.cashier import IDEMPOTENCY_KEY, Cashier
 from aigovtool.enclave.api.coding import plain_body
 from aigovtool.enclave.api.http import (
+    Body,
     BodyRoom,
     ClientGoneError,
     Header,
@@ -64,15 +65,32 @@ class _Ready:
     run: Run
 
 
+class Readers:
+    """Has the reader for the model that is served now, of which there is one at a time."""
+
+    __slots__ = ("_limits", "_metadata", "_reader")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = oip.Limits(
+            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
+        )
+        self._metadata: oip.ModelMetadata | None = None
+        self._reader: oip.RequestReader
+
+    def __call__(self, model: TensorModel) -> oip.RequestReader:
+        if model.metadata is not self._metadata:
+            self._metadata = model.metadata
+            self._reader = oip.RequestReader(model.metadata, self._limits)
+        return self._reader
+
+
 class Infer:
     """Serves inferences."""
 
     def __init__(self, enclave: Enclave, room: BodyRoom, limits: Limits, clock: Clock) -> None:
         self._enclave = enclave
         self._limits = limits
-        self._oip_limits = oip.Limits(
-            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
-        )
+        self._reader_of = Readers(limits)
         self._clock = clock
         self._cashier = Cashier(enclave, limits, clock)
         self._room = room
@@ -125,7 +143,7 @@ class Infer:
             raise
 
     async def _answer(
-        self, request: Request, body: bytes, name: str, version: str | None, consumer: ConsumerId
+        self, request: Request, body: Body, name: str, version: str | None, consumer: ConsumerId
     ) -> tuple[Reply, bool]:
         """
         Return the reply, and whether a retry gets the same one; raises only when nothing was
@@ -141,7 +159,7 @@ class Infer:
     async def _asked(
         self,
         request: Request,
-        body: bytes,
+        body: Body,
         session: Session,
         consumer: ConsumerId,
         patience_s: float,
@@ -222,14 +240,14 @@ class Infer:
             return fault_reply(error), Fate.MODEL_ERROR, False
 
     async def _read(
-        self, request: Request, body: bytes, model: TensorModel, limits: ExtractionLimits
+        self, request: Request, body: Body, model: TensorModel, limits: ExtractionLimits
     ) -> tuple[oip.InferRequest, Mapping[str, Array]]:
         header_length = oip.parse_header_length(request.headers.get(HEADER_LENGTH))
 
+        reader = self._reader_of(model)
+
         def read() -> tuple[oip.InferRequest, Mapping[str, Array]]:
-            query = oip.decode_infer_request(
-                body, header_length=header_length, model=model.metadata, limits=self._oip_limits
-            )
+            query = reader.read(body, header_length=header_length)
             if limits.top_labels is not None:
                 query = oip.only_best(query, model.metadata, limits.top_labels)
             return query, model.prepare(query.inputs)

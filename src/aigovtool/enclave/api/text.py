@@ -149,9 +149,9 @@ class TextDoor:
             body = await request.body(
                 max_bytes=limit, time_s=self._limits.body_time_s, room=self._room, of=whose
             )
-            if _ENCODING not in request.headers:
-                return body
-            return await plain_body(request, body, max_bytes=limit, room=self._room, of=whose)
+            if _ENCODING in request.headers:
+                body = await plain_body(request, body, max_bytes=limit, room=self._room, of=whose)
+            return bytes(body)
         finally:
             self._room.give_back(request.body_bytes, whose)
 
@@ -172,7 +172,7 @@ def failure(
         {
             "error": errors.describe(error),
             "usage": usage.members(),
-            "aigovtool": account.members(),
+            "aigovtool": account.members(usage),
         }
     )
     return Reply(bare.status, bare.headers, (body,))

@@ -27,8 +27,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.cashier import IDEMPOTENCY_KEY, REMAINING
@@ -39,6 +39,7 @@ from aigovtool.enclave.api.infer import (
     HEADER_LENGTH,
     RECEIPT,
     REFUND,
+    Readers,
     headers_of,
 )
 from aigovtool.enclave.batching import Outputs, compute
@@ -85,8 +86,7 @@ class Asked(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Query:
+class _Query(NamedTuple):
     """A query that can be charged."""
 
     asked: Asked
@@ -96,8 +96,7 @@ class _Query:
     items: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Charged:
+class _Charged(NamedTuple):
     """A query that was charged."""
 
     query: _Query
@@ -112,9 +111,7 @@ class Turns:
         self._clock = clock
         self._tally = tally
         self._max_queue = limits.max_queue
-        self._oip_limits = oip.Limits(
-            max_body_bytes=limits.max_body_bytes, max_tensors=limits.max_tensors
-        )
+        self._reader_of = Readers(limits)
         self._asked: deque[Asked] = deque()
         self._slow_at_s: deque[float] = deque(maxlen=SLOW_RUNS)
         self._too_slow: TensorModel | None = None
@@ -178,13 +175,11 @@ class Turns:
                 and wants_none(headers)
                 and not session.turnstile.limits.active
                 and model is not self._too_slow
-                and asked.path in _paths(model)
+                and asked.path in _paths(model.metadata.name, model.metadata.versions[0])
             ):
-                request = oip.decode_infer_request(
+                request = self._reader_of(model).read(
                     asked.body,
                     header_length=oip.parse_header_length(headers.get(HEADER_LENGTH)),
-                    model=model.metadata,
-                    limits=self._oip_limits,
                 )
                 most = session.renewal.terms.extraction.top_labels
                 if most is not None:
@@ -269,8 +264,8 @@ class Turns:
         return headers
 
 
-def _paths(model: TensorModel) -> tuple[bytes, ...]:
-    name, version = model.metadata.name, model.metadata.versions[0]
+@lru_cache
+def _paths(name: str, version: str) -> tuple[bytes, ...]:
     return (
         f"/v2/models/{name}/infer".encode(),
         f"/v2/models/{name}/versions/{version}/infer".encode(),

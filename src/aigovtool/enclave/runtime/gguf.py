@@ -10,6 +10,7 @@ Rule 3: what is kept of a prompt serves whom `slots` says.
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -204,14 +205,16 @@ class GgufGeneration:
         self._failure: BaseException | None = None
         self._waiting: list[dict[str, Any]] = []  # choices whose tokens are not counted yet
         self._said = 0  # characters
-        self._begun = self._ended = False
+        self._greeted = self._ended = False
+        self._begun: Callable[[], None] = lambda: None
 
     def execute(self) -> None:
         asked = msgspec.json.encode(input_of(self._prompt.kind, self._prompt.body))
         with self._slots.taken(
             self._consumer, asked, shared=self._shared, given_up=lambda: self._terminated
-        ) as (slot, cached):
-            body = run_of(self._prompt, slot=slot, cached=cached)
+        ) as slot:
+            body = run_of(self._prompt, slot=slot.number, cached=slot.cached)
+            self._begun = functools.partial(self._slots.begun, slot, self._consumer, asked)
             self._engine.run(self._prompt.kind, body, self._told)
         if self._failure is not None:
             raise self._failure
@@ -237,7 +240,9 @@ class GgufGeneration:
     def _take(self, chunk: Mapping[str, Any]) -> None:
         if "error" in chunk:
             raise _failure(chunk["error"], self._prompt)
-        if "prompt_progress" in chunk:
+        if (progress := chunk.get("prompt_progress")) is not None:
+            if progress["processed"] > progress["cache"]:
+                self._begun()
             return
         self._waiting += chunk.get("choices", ())
         if (timings := chunk.get("timings")) is None:
@@ -255,8 +260,8 @@ class GgufGeneration:
         logprobs = choice.get("logprobs")
         if self._prompt.kind == "chat":
             delta = choice["delta"]
-            if not self._begun:
-                self._begun = True
+            if not self._greeted:
+                self._greeted = True
                 delta = {"role": "assistant"} | delta
             if logprobs is not None and self._alternatives is not None:
                 logprobs = trimmed(logprobs, self._alternatives)

@@ -5,7 +5,9 @@ A slot keeps what it computed last, and is quicker with a prompt that begins ali
 
 Rule 1: only the consumer whose query a slot computed last is quicker for it: to anyone else the
         time would tell what was asked. Where the loan shares prefixes, everyone is.
-Rule 2: a query takes the slot whose last prompt it goes on from; else one that was never used,
+Rule 2: a slot is a consumer's from when it has begun to compute its query: what it had kept of
+        another's is gone then. Until then, and if the query fails sooner, it is nobody's.
+Rule 3: a query takes the slot whose last prompt it goes on from; else one that was never used,
         else the one that was not used for longest.
 """
 
@@ -23,8 +25,16 @@ REMEMBERED_BYTES = 1 << 16  # of a prompt, to know what goes on from it
 
 
 @dataclass(slots=True)
-class _Slot:
+class Slot:
+    """
+    One slot, lent to a query.
+
+    Args:
+        cached: whether what it has kept may be used for that.
+    """
+
     number: int
+    cached: bool = False
     busy: bool = False
     consumer: ConsumerId | None = None  # whose query it computed last
     prompt: bytes = b""
@@ -35,7 +45,7 @@ class Slots:
     """The slots of one model, lent to threads."""
 
     def __init__(self, count: int) -> None:
-        self._slots = [_Slot(number) for number in range(count)]
+        self._slots = [Slot(number) for number in range(count)]
         self._used = 0
         self._changed = threading.Condition()
 
@@ -47,9 +57,9 @@ class Slots:
         *,
         shared: bool,
         given_up: Callable[[], bool],
-    ) -> Iterator[tuple[int, bool]]:
+    ) -> Iterator[Slot]:
         """
-        Lend a slot: its number, and whether what it has kept may be used. Waits for a free one.
+        Lend a slot; waits for a free one. Who has it says when it has `begun`.
 
         Args:
             prompt: what is asked, in any form in which like beginnings are alike.
@@ -65,22 +75,29 @@ class Slots:
                 self._changed.wait()
             if slot is None or given_up():
                 raise UnavailableError("the answer was ended", code="query.terminated")
-            cached = slot.consumer == consumer or (shared and slot.consumer is not None)
+            slot.cached = slot.consumer == consumer or (shared and slot.consumer is not None)
+            if slot.consumer != consumer:
+                slot.consumer, slot.prompt = None, b""
             self._used += 1
-            slot.busy, slot.consumer, slot.prompt, slot.used = True, consumer, prompt, self._used
+            slot.busy, slot.used = True, self._used
         try:
-            yield slot.number, cached
+            yield slot
         finally:
             with self._changed:
                 slot.busy = False
                 self._changed.notify_all()
+
+    def begun(self, slot: Slot, consumer: ConsumerId, prompt: bytes) -> None:
+        """What *slot* keeps from now on is of this query (Rule 2)."""
+        with self._changed:
+            slot.consumer, slot.prompt = consumer, prompt[:REMEMBERED_BYTES]
 
     def wake(self) -> None:
         """Let whoever waits ask again whether to go on waiting."""
         with self._changed:
             self._changed.notify_all()
 
-    def _choose(self, consumer: ConsumerId, prompt: bytes, shared: bool) -> _Slot | None:
+    def _choose(self, consumer: ConsumerId, prompt: bytes, shared: bool) -> Slot | None:
         free = [slot for slot in self._slots if not slot.busy]
         if not free:
             return None

@@ -98,8 +98,10 @@ class Account:
     receipts: Sequence[str]
     remaining: int
 
-    def members(self) -> dict[str, Any]:
-        return {"receipts": list(self.receipts), "remaining": self.remaining}
+    def members(self, usage: Usage) -> dict[str, Any]:
+        """Return it with the tokens that it is for, which a stream may not tell elsewhere."""
+        told = {"receipts": list(self.receipts), "remaining": self.remaining}
+        return told | {"usage": usage.members()}
 
 
 class Stream:
@@ -141,8 +143,8 @@ class Stream:
         if self._last is None:
             raise PromiseBrokenError("a runtime that ends an answer without a reason")
         if not self._include_usage:
-            return _event(self._last | {"aigovtool": account.members()}) + _DONE
-        told = {"choices": [], "usage": usage.members(), "aigovtool": account.members()}
+            return _event(self._last | {"aigovtool": account.members(usage)}) + _DONE
+        told = {"choices": [], "usage": usage.members(), "aigovtool": account.members(usage)}
         return _event(self._last) + _event(self._members | told) + _DONE
 
     def fail(self, error: AIGovToolError, usage: Usage, account: Account) -> bytes:
@@ -151,7 +153,7 @@ class Stream:
             {
                 "error": describe(error),
                 "usage": usage.members(),
-                "aigovtool": account.members(),
+                "aigovtool": account.members(usage),
             }
         )
 
@@ -198,7 +200,7 @@ class Whole:
             | {
                 "choices": [choice],
                 "usage": usage.members(),
-                "aigovtool": account.members(),
+                "aigovtool": account.members(usage),
             }
         )
 
@@ -266,7 +268,7 @@ def embeddings(
             ],
             "model": model,
             "usage": {"prompt_tokens": usage.input, "total_tokens": usage.input},
-            "aigovtool": account.members(),
+            "aigovtool": account.members(usage),
         }
     )
 
