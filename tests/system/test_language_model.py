@@ -377,7 +377,7 @@ def test_nothing_of_a_conversation_or_of_the_weights_is_anywhere(
 ) -> None:
     tap = Tap(DataFolder(stage.data), to_port=stage.custodian_port)
     custodian = stage.serve_custodian(
-        "--upload", str(smollm2.gguf()), "--num-requests", "2000", "--lease-duration", "1", *LOUD
+        "--upload", str(smollm2.gguf()), "--num-requests", "2000", *LOUD
     )
     ticket = read_ticket(stage.data / "loan.toml")
     diverted = stage.folder / "tapped.toml"
