@@ -31,6 +31,7 @@ from aigovtool.wire.openai.requests import EmbeddingsRequest
 
 OK = 200
 OWNER = "custodian"
+TEXTS_AT_ONCE = 8  # that are embedded in one go: a stop waits for them
 
 
 class Embeddings:
@@ -107,11 +108,15 @@ class Embeddings:
     ) -> tuple[Sequence[Sequence[float]], AIGovToolError | None, Fate]:
         """Return the vectors, or why there are none, and the fate of the query."""
         flights = case.session.flights
-        job = model.threads.submit(model.embed, asked.texts)
         try:
-            with flights.fly(
-                case.consumer, _Brief(), job, time_s=self._limits.query_time_s
-            ) as flight:
+            # it may have waited, and been paid in the very step before a stop or block was read
+            self._cashier.check_admitted(case.session, case.consumer)
+        except AIGovToolError as error:
+            return (), error, Fate.NOT_BEGUN
+        run = _Embedding(model, asked.texts)
+        try:
+            job = model.threads.submit(run.execute)
+            with flights.fly(case.consumer, run, job, time_s=self._limits.query_time_s) as flight:
 
                 def client_leaves() -> None:
                     left = UnavailableError("the client left", code="query.left")
@@ -129,8 +134,23 @@ class Embeddings:
             return (), PromiseBrokenError("the enclave failed"), Fate.MODEL_ERROR
 
 
-class _Brief:
-    """A computation that its input bounds: it ends by itself."""
+class _Embedding:
+    """The texts of one query, a few at a time: an embedding that was begun is not ended."""
+
+    def __init__(self, model: LanguageModel, texts: Sequence[str]) -> None:
+        self._model = model
+        self._texts = texts
+        self._ended = False
+
+    def execute(self) -> list[Sequence[float]]:
+        """Return the vectors; raises UnavailableError when it was ended, or as the model does."""
+        vectors: list[Sequence[float]] = []
+        for start in range(0, len(self._texts), TEXTS_AT_ONCE):
+            if self._ended:
+                raise UnavailableError("the computation was ended", code="query.terminated")
+            vectors += self._model.embed(self._texts[start : start + TEXTS_AT_ONCE])
+        return vectors
 
     def terminate(self) -> None:
-        """Let it end."""
+        """Let it end after the texts that are embedded now."""
+        self._ended = True
