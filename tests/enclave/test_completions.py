@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.loader import Loader
+from aigovtool.enclave.runtime.base import Kind
 from aigovtool.ids import sha256
 from aigovtool.proof.receipt_signature import open_receipt
 from aigovtool.wire.enrolment import TokenPrice
@@ -319,6 +320,41 @@ async def test_a_stop_does_not_wait_for_all_texts_of_an_embedding(
         go.set()
         await enclave.custodian.until(lambda: bool(enclave.custodian.proofs))
         assert 0 < len(embedded) < 100
+
+
+async def test_one_consumers_long_inputs_keep_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Talker
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    count = model.count
+
+    def slowly(kind: Kind, body: Mapping[str, Any]) -> int:
+        if body["messages"][0]["content"] == "long":
+            begun.set()
+            go.wait(20)
+        return count(kind, body)
+
+    monkeypatch.setattr(model, "count", slowly)
+    async with talking(tmp_path, monkeypatch, model, budget=1000, max_queue=40) as enclave:
+        custodian = enclave.custodian
+        bob = custodian.add_consumer("bob")
+        await custodian.set_roster()
+        body = HELLO | {"messages": [{"role": "user", "content": "long"}]}
+        asking = [asyncio.create_task(ask(enclave, CHAT, body)) for _ in range(40)]
+        assert await asyncio.to_thread(begun.wait, 10)
+        async with (
+            asyncio.timeout(5),
+            enclave.http.post(CHAT, json=HELLO, headers=bob.authorization) as answer,
+        ):
+            assert answer.status == 200
+        await custodian.set_state("stopped", "the contract ended")
+        await custodian.until(lambda: bool(custodian.proofs))
+        assert not go.is_set()
+        go.set()
+        told = await asyncio.gather(*asking)
+    assert {status for status, *_ in told} == {503}
+    codes = [answer["error"]["code"] for _, answer, _ in told]
+    assert codes.count("queue.full") == 10
 
 
 async def test_nothing_is_embedded_for_who_was_blocked_in_the_step_that_paid(

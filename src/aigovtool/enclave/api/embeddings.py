@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from aigovtool.clock import Clock
@@ -76,7 +75,9 @@ class Embeddings:
         session, consumer = case.session, case.consumer
         _, model = self._enclave.serving_text()
         requests.check_model(asked.model, model.name)
-        tokens = sum(await asyncio.to_thread(model.count_embedded, asked.texts))
+        tokens = await self._door.counting.run(
+            consumer, lambda: sum(model.count_embedded(asked.texts))
+        )
         cost = session.renewal.terms.tokens.cost(input=tokens, output=0)
         session.flights.check_room(consumer)
         async with self._cashier.within_limits(
