@@ -30,7 +30,6 @@ from aigovtool.wire.openai.requests import EmbeddingsRequest
 
 OK = 200
 OWNER = "custodian"
-TEXTS_AT_ONCE = 8  # that are embedded in one go: a stop waits for them
 
 
 class Embeddings:
@@ -136,7 +135,7 @@ class Embeddings:
 
 
 class _Embedding:
-    """The texts of one query, a few at a time: an embedding that was begun is not ended."""
+    """The texts of one query, one at a time: an embedding that was begun is not ended."""
 
     def __init__(self, model: LanguageModel, texts: Sequence[str]) -> None:
         self._model = model
@@ -146,12 +145,12 @@ class _Embedding:
     def execute(self) -> list[Sequence[float]]:
         """Return the vectors; raises UnavailableError when it was ended, or as the model does."""
         vectors: list[Sequence[float]] = []
-        for start in range(0, len(self._texts), TEXTS_AT_ONCE):
+        for text in self._texts:
             if self._ended:
                 raise UnavailableError("the computation was ended", code="query.terminated")
-            vectors += self._model.embed(self._texts[start : start + TEXTS_AT_ONCE])
+            vectors += self._model.embed([text])
         return vectors
 
     def terminate(self) -> None:
-        """Let it end after the texts that are embedded now."""
+        """Let it end after the text that is embedded now."""
         self._ended = True
