@@ -96,6 +96,7 @@ class Consumer:
     id: ConsumerId
     key: str
     blocked: bool = False
+    expires_in_s: float | None = None  # from when it is said
     budget: int | None = None
     limits: Limits = NO_LIMITS
 
@@ -498,6 +499,7 @@ class FakeCustodian:
                 consumer=one.id,
                 api_key_sha256=sha256(one.key.encode()),
                 blocked=one.blocked,
+                expires_in_s=one.expires_in_s,
                 budgeted=one.budget is not None,
                 left=one.budget,
                 limits=one.limits,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from aigovtool.crypto.signing import SigningKey
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.loader import Loader
+from aigovtool.enclave.runtime.base import Kind
 from aigovtool.ids import sha256
 from aigovtool.proof.receipt_signature import open_receipt
 from aigovtool.wire.enrolment import TokenPrice
@@ -25,6 +27,7 @@ from . import models
 from .conftest import RunningEnclave, running_enclave
 from .custodian import FakeCustodian
 from .talkers import Gate, Talker
+from .test_cut_off_attacks import follow_with
 
 CHAT, COMPLETE, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 PRICE = TokenPrice(input=2, output=3)
@@ -275,6 +278,95 @@ async def test_a_blocked_consumers_stream_ends_and_others_go_on(
             await stream.rest()
         assert stream.done
         assert not bobs.done
+
+
+async def test_a_consumers_stream_ends_with_its_time_whatever_lease_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Talker, gate: Gate
+) -> None:
+    async with talking(tmp_path, monkeypatch, slow, budget=1000) as enclave:
+        enclave.custodian.lease_duration_s = 0.0
+        gate.let(1)
+        async with streamed(enclave, max_tokens=50) as stream:
+            assert await stream.word() == "one"
+            enclave.custodian.alice.expires_in_s = 0.2
+            await enclave.custodian.set_roster()
+            async with asyncio.timeout(10):
+                await stream.rest()
+        assert not stream.done
+        assert stream.last["error"]["code"] == "consumer.expired"
+        assert await settled(enclave) == INPUT + 3
+
+
+async def test_a_stop_does_not_wait_for_all_texts_of_an_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Talker
+) -> None:
+    entered, go = threading.Event(), threading.Event()
+    embedded: list[str] = []
+
+    def embed(texts: Sequence[str]) -> list[list[float]]:
+        embedded.extend(texts)
+        entered.set()
+        go.wait(10)
+        return [[0.5]] * len(texts)
+
+    monkeypatch.setattr(model, "embed", embed)
+    async with talking(tmp_path, monkeypatch, model, budget=1000) as enclave:
+        body = {"model": "tiny", "input": ["one"] * 100}
+        asking = asyncio.create_task(ask(enclave, EMBED, body))
+        assert await asyncio.to_thread(entered.wait, 10)
+        await enclave.custodian.set_state("stopped", "the contract ended")
+        _, answer, _ = await asking
+        assert "the contract ended" in answer["error"]["message"]
+        go.set()
+        await enclave.custodian.until(lambda: bool(enclave.custodian.proofs))
+        assert embedded == ["one"]
+
+
+async def test_one_consumers_long_inputs_keep_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Talker
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    count = model.count
+
+    def slowly(kind: Kind, body: Mapping[str, Any]) -> int:
+        if body["messages"][0]["content"] == "long":
+            begun.set()
+            go.wait(20)
+        return count(kind, body)
+
+    monkeypatch.setattr(model, "count", slowly)
+    async with talking(tmp_path, monkeypatch, model, budget=1000, max_queue=40) as enclave:
+        custodian = enclave.custodian
+        bob = custodian.add_consumer("bob")
+        await custodian.set_roster()
+        body = HELLO | {"messages": [{"role": "user", "content": "long"}]}
+        asking = [asyncio.create_task(ask(enclave, CHAT, body)) for _ in range(40)]
+        assert await asyncio.to_thread(begun.wait, 10)
+        async with (
+            asyncio.timeout(5),
+            enclave.http.post(CHAT, json=HELLO, headers=bob.authorization) as answer,
+        ):
+            assert answer.status == 200
+        await custodian.set_state("stopped", "the contract ended")
+        await custodian.until(lambda: bool(custodian.proofs))
+        assert not go.is_set()
+        go.set()
+        told = await asyncio.gather(*asking)
+    assert {status for status, *_ in told} == {503}
+    codes = [answer["error"]["code"] for _, answer, _ in told]
+    assert codes.count("queue.full") == 10
+
+
+async def test_nothing_is_embedded_for_who_was_blocked_in_the_step_that_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Talker
+) -> None:
+    async with talking(tmp_path, monkeypatch, model, budget=1000) as enclave:
+        took = follow_with(monkeypatch, enclave.custodian, "a block")
+        status, answer, headers = await ask(enclave, EMBED, {"model": "tiny", "input": "one two"})
+        assert took
+        assert (status, answer["error"]["code"]) == (403, "blocked")
+        assert [one.cost for one in receipts_of(enclave, answer, headers)] == [4, -4]
+        assert await settled(enclave) == 0
 
 
 async def test_a_client_that_leaves_pays_for_what_was_given_and_frees_its_slot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import HealthCheck, given, settings
@@ -33,8 +34,11 @@ DURATION_S = 5.0
 class Ledger:
     """The custodian's side, as pure as the enclave's."""
 
-    def __init__(self, budget: int, *, duration_s: float = DURATION_S) -> None:
+    def __init__(
+        self, budget: int, *, duration_s: float = DURATION_S, largest: int = sys.maxsize
+    ) -> None:
         self.granted = self.left = budget
+        self.largest = largest  # lease
         self.spent = 0
         self.duration_s = duration_s
         self.leases: dict[LeaseId, Lease] = {}
@@ -88,7 +92,9 @@ class Ledger:
                 self.spent += one.used
                 self.left += lease.credits - one.used
         lease = None
-        if report.want is not None and (credits := min(report.want.credits, self.left)):
+        if report.want is not None and (
+            credits := min(report.want.credits, self.left, self.largest)
+        ):
             self.left -= credits
             lease = Lease(
                 lease=LeaseId(f"lease{report.number}"),

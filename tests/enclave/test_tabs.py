@@ -275,6 +275,43 @@ async def test_authorised_one_by_one_it_goes_on_until_it_is_over_or_the_custodia
     assert (ledger.spent, ledger.left) == (20, 980)
 
 
+async def test_authorised_one_by_one_it_goes_on_when_its_lease_is_given_back() -> None:
+    ledger = Ledger(1000, duration_s=0.0)
+    renewal, till, tab = await started(ledger)
+    assert till.draw(tab, 10, 1.0)
+    renewal.give_back()
+    talk(renewal, ledger, 1.0)
+    assert renewal.lapse(tab, 1.0) is None
+    assert till.draw(tab, 80, 3600.0)
+    assert talk(renewal, ledger, 3600.0) == 0
+    renewal.finish(tab, Fate.ANSWERED, 3600.0)
+    talk(renewal, ledger, 3600.0)
+    assert (ledger.spent, ledger.left) == (100, 900)
+    assert [one.cost for one in receipts(tab)] == [10, 10, 80]
+
+
+async def test_what_was_held_in_several_leases_moves_although_none_can_hold_it_all() -> None:
+    ledger = Ledger(1000, largest=100)
+    renewal, till, one = await started(ledger)
+    task = await begin(renewal, 10, 90, 0.0)
+    talk(renewal, ledger, 0.0)
+    other = await task
+    assert isinstance(other, Tab)
+    renewal.give_back()
+    assert talk(renewal, ledger, 1.0) == 2
+    for tab in (one, other):
+        assert renewal.lapse(tab, 1.0) is None
+        assert till.draw(tab, 90, 1.0)
+        renewal.finish(tab, Fate.ANSWERED, 1.0)
+    talk(renewal, ledger, 6.0)
+    assert (ledger.spent, ledger.left) == (200, 800)
+
+
+async def test_it_counts_as_use_from_when_it_is_paid() -> None:
+    _, till, _ = await started(Ledger(100))
+    assert till.used_s == 0.0
+
+
 async def test_new_queries_are_served_while_others_go_on() -> None:
     ledger = Ledger(10_000)
     renewal, till, tab = await started(ledger)

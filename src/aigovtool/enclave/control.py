@@ -280,8 +280,9 @@ class Conversation:
             await socket.send(seen)
 
     async def _expire(self) -> None:
-        """End the session when the time of its loan, or of its model, is over."""
+        """End the session, or a consumer's queries, when its time, or its model's, is over."""
         while True:
+            self._host.consumers_changed()
             if self._session.retires_s <= self._clock.monotonic_s():
                 self.end(Ending(State.ENROLLING, MODEL_REPLACED))
                 return

@@ -10,7 +10,7 @@ Rule 4: a consumer with a budget or a rate of its own uses only what a lease cap
         nothing of a lease that does not name it; none uses a lease after its own time is over.
 Rule 5: a closed lease is gone: its use, as `close` gives it, is final.
 Rule 6: a lease of duration 0 serves those for whom it was opened, then nobody; it stays open until
-        they are over, since they could have no refund otherwise.
+        they are over, since they could have no refund, and nothing to draw from, otherwise.
 Rule 7: of a query that goes on, the worst case is *held* in one lease: nobody else can use it. What
         is drawn from the hold is used; it is drawn only while its lease lives. When that is closed
         the hold has no lease, and nothing is drawn, until another one takes it in whole.
@@ -143,7 +143,12 @@ class _Live:
         return True
 
     def may_close(self, now_s: float) -> bool:
-        return self.has_expired(now_s) and not (self.stays and self.flying)
+        return self.has_expired(now_s) and not self.is_needed
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it stays open although its time is over (Rule 6)."""
+        return self.stays and bool(self.flying or self.holds)
 
     @property
     def half_time_s(self) -> float:
@@ -454,7 +459,7 @@ class Meter:
         """Return when the first open lease can be closed, infinity without one."""
         first_s = math.inf
         for live in self._live:
-            if live.expires_s < first_s and not (live.stays and live.flying):
+            if live.expires_s < first_s and not live.is_needed:
                 first_s = live.expires_s
         return first_s
 

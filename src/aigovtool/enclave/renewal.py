@@ -375,7 +375,8 @@ class Renewal:
             self._rate_heard(answer, now_s)
         self.low_mark = 0 if self.standing.loan_is_used_up else self._demand.low_mark()
         self._close(self.meter.over_at(now_s))  # a lease may come after its time
-        self._rehome(sent, now_s)
+        self._rehome(now_s)
+        self._end_in_vain(sent)
         self._serve(now_s)
         for waiter in self.queue:
             self._consider(waiter, now_s)
@@ -484,12 +485,20 @@ class Renewal:
             held[tab.consumer] = held.get(tab.consumer, 0) + tab.hold.left
         return held
 
-    def _rehome(self, sent: _Sent, now_s: float) -> None:
-        """Let queries that go on do so; those for which *sent* asked in vain end (Rule 5)."""
+    def _rehome(self, now_s: float) -> None:
+        """Let queries that go on do so, where a lease has what they hold."""
         for tab in self._homeless():
             if self._till.rehome(tab, now_s):
                 tab.changed()
-            elif tab in sent.tabs:
+
+    def _end_in_vain(self, sent: _Sent) -> None:
+        """
+        End queries that go on for which *sent* asked in vain (Rule 5). While some of them found
+        what they hold, the others ask again: leases that were given back together may have held
+        more than one lease can.
+        """
+        if all(tab.homeless for tab in sent.tabs):
+            for tab in sent.tabs:
                 self._let_lapse(tab, self._used_up())
 
     def _let_lapse(self, tab: Tab, error: AIGovToolError) -> None:
@@ -509,6 +518,7 @@ class Renewal:
         try:
             if now_s - sent.first_sent_at_s > ANSWER_LIVES_S:
                 return  # authorised too long ago: the custodian counts on this (exposure)
+            self._rehome(now_s)
             self._serve(now_s, only=frozenset(sent.asked))
         finally:
             self.meter.retire(lease.lease)

@@ -109,6 +109,7 @@ class Till:
         if isinstance(taken, Refusal):
             return taken
         charge, hold = taken
+        self.used_s = now_s
         receipt = self.receipts.draw_up(charge, consumer)
         tab = Tab(
             charge,

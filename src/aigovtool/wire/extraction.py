@@ -40,11 +40,6 @@ class ExtractionLimits(Message, frozen=True, kw_only=True):
     output_digits: int | None = None
     top_labels: int | None = None
 
-    @property
-    def of_tensors(self) -> bool:
-        """Whether anything limits what a model of tensors gives."""
-        return self.output_digits is not None or self.top_labels is not None
-
 
 NO_EXTRACTION_LIMITS = ExtractionLimits()
 

@@ -13,7 +13,6 @@ Rule 1: the status is sent with the first piece. What fails before it has a stat
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -125,7 +124,9 @@ class Completions:
         _, model = self._enclave.serving_text()
         requests.check_model(asked.model, model.name)
         model.shared_prefixes = session.renewal.terms.shared_prefixes
-        tokens = await asyncio.to_thread(model.count, asked.kind, asked.body)
+        tokens = await self._door.counting.run(
+            case.consumer, lambda: model.count(asked.kind, asked.body)
+        )
         room = self._output(case, asked, model, tokens)
         with drawing(session.watch, case.consumer, asked, room, self._clock) as drawn:
             prompt = Prompt(asked.kind, asked.body, tokens, drawn.most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from aigovtool.clock import Clock
@@ -75,7 +74,9 @@ class Embeddings:
         session, consumer = case.session, case.consumer
         _, model = self._enclave.serving_text()
         requests.check_model(asked.model, model.name)
-        tokens = sum(await asyncio.to_thread(model.count_embedded, asked.texts))
+        tokens = await self._door.counting.run(
+            consumer, lambda: sum(model.count_embedded(asked.texts))
+        )
         cost = session.renewal.terms.tokens.cost(input=tokens, output=0)
         session.flights.check_room(consumer)
         async with self._cashier.within_limits(
@@ -107,11 +108,15 @@ class Embeddings:
     ) -> tuple[Sequence[Sequence[float]], AIGovToolError | None, Fate]:
         """Return the vectors, or why there are none, and the fate of the query."""
         flights = case.session.flights
-        job = model.threads.submit(model.embed, asked.texts)
         try:
-            with flights.fly(
-                case.consumer, _Brief(), job, time_s=self._limits.query_time_s
-            ) as flight:
+            # it may have waited, and been paid in the very step before a stop or block was read
+            self._cashier.check_admitted(case.session, case.consumer)
+        except AIGovToolError as error:
+            return (), error, Fate.NOT_BEGUN
+        run = _Embedding(model, asked.texts)
+        try:
+            job = model.threads.submit(run.execute)
+            with flights.fly(case.consumer, run, job, time_s=self._limits.query_time_s) as flight:
 
                 def client_leaves() -> None:
                     left = UnavailableError("the client left", code="query.left")
@@ -129,8 +134,23 @@ class Embeddings:
             return (), PromiseBrokenError("the enclave failed"), Fate.MODEL_ERROR
 
 
-class _Brief:
-    """A computation that its input bounds: it ends by itself."""
+class _Embedding:
+    """The texts of one query, one at a time: an embedding that was begun is not ended."""
+
+    def __init__(self, model: LanguageModel, texts: Sequence[str]) -> None:
+        self._model = model
+        self._texts = texts
+        self._ended = False
+
+    def execute(self) -> list[Sequence[float]]:
+        """Return the vectors; raises UnavailableError when it was ended, or as the model does."""
+        vectors: list[Sequence[float]] = []
+        for text in self._texts:
+            if self._ended:
+                raise UnavailableError("the computation was ended", code="query.terminated")
+            vectors += self._model.embed([text])
+        return vectors
 
     def terminate(self) -> None:
-        """Let it end."""
+        """Let it end after the text that is embedded now."""
+        self._ended = True

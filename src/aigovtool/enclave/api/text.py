@@ -17,6 +17,7 @@ import msgspec
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.cashier import IDEMPOTENCY_KEY, Cashier
 from aigovtool.enclave.api.coding import plain_body
+from aigovtool.enclave.api.counting import Counting
 from aigovtool.enclave.api.http import (
     JSON_HEADER,
     BodyRoom,
@@ -62,7 +63,7 @@ class Case:
 
 
 class TextDoor:
-    """Lets requests to a language model in, once each."""
+    """Lets requests to a language model in, once each; `counting` says how long their input is."""
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class TextDoor:
         self._cashier = cashier
         self._room = room
         self._limits = limits
+        self.counting = Counting(limits.max_queue)
         self._replays = Replays(
             keep_s=limits.replay_s, max_bytes=limits.max_replay_bytes, now_s=clock.monotonic_s
         )
