@@ -57,7 +57,7 @@ class Model:
         return int(whole) + (self.dice.random() < part)
 
     def _settle(self, enclave: Enclave) -> None:
-        for use in enclave.meter.close_expired(self.now_s):
+        for use in map(enclave.meter.close, enclave.meter.over_at(self.now_s)):
             _, credits = self.held.pop(use.lease)
             self.account = budget.settle(self.account, credits, use.used)
 
