@@ -255,6 +255,20 @@ async def test_a_stop_ends_a_stream_which_says_why_and_what_it_cost(
         assert slow.produced < 5
 
 
+async def test_an_enclave_that_ends_cuts_a_stream_that_takes_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Talker, gate: Gate
+) -> None:
+    async with talking(tmp_path, monkeypatch, slow, budget=1000) as enclave:
+        gate.let(2)
+        async with streamed(enclave, max_tokens=50) as stream:
+            assert [await stream.word(), await stream.word()] == ["one", " two"]
+            enclave.stop.set()  # and no token comes within the time to drain
+            await stream.rest()
+        assert "the server is ending" in stream.last["error"]["message"]
+        assert stream.last["usage"]["completion_tokens"] == 2
+        assert await settled(enclave) == INPUT + 6
+
+
 async def test_a_blocked_consumers_stream_ends_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Talker, gate: Gate
 ) -> None:
