@@ -19,9 +19,10 @@ wrk.body = io.open({body}, "rb"):read("*a")
 {headers}
 done = function(summary, latency, requests)
   local errors = summary.errors
-  io.write(string.format('%s{{"requests":%d,"us":%d,"p50_us":%d,"p99_us":%d,"wrong":%d}}\\n',
+  io.write(string.format('%s{{"requests":%d,"us":%d,"p50_us":%d,"p99_us":%d,' ..
+    '"wrong":{{"refused":%d,"not connected":%d,"broken off":%d,"not written":%d,"late":%d}}}}\\n',
     "{mark}", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+    errors.status, errors.connect, errors.read, errors.write, errors.timeout))
 end
 """
 
@@ -74,8 +75,9 @@ def load(target: Target, *, connections: int, seconds: float) -> Seen:
             check=True,
         )  # fmt: skip
     found = json.loads(done.stdout.partition(_MARK)[2])
-    if found["wrong"]:
-        raise NothingError(f"{found['wrong']} answers were no 200")
+    if wrong := {what: count for what, count in found["wrong"].items() if count}:
+        counted = ", ".join(f"{count} {what}" for what, count in wrong.items())
+        raise NothingError(f"of {found['requests']} queries {counted}")
     if not found["requests"]:
         raise NothingError(f"no answer within {seconds:g} s")
     return Seen(

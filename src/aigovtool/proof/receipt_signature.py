@@ -51,12 +51,12 @@ def sign_receipts(key: SigningKey, payloads: Sequence[bytes]) -> list[Signed]:
     head = key.sign(Label.RECEIPTS_HEAD, _SIZE.pack(count) + levels.pop()[0])
     signed = []
     for index, payload in enumerate(payloads):
-        parts = [head, _PLACE.pack(count, index)]
-        for height, level in enumerate(levels):
-            sibling = index >> height ^ 1
-            if sibling < len(level):
-                parts.append(level[sibling])
-        signed.append(Signed(payload=payload, signature=b"".join(parts)))
+        signature, place = head + _PLACE.pack(count, index), index
+        for level in levels:
+            if place ^ 1 < len(level):
+                signature += level[place ^ 1]
+            place >>= 1
+        signed.append(Signed(payload=payload, signature=signature))
     return signed
 
 

@@ -52,14 +52,14 @@ def items_in(batch: Batch | None, shapes: Mapping[str, Sequence[int]]) -> int:
     """
     if batch is None:
         return 1
-    counts = {name: shapes[name][axis] for name, axis in batch.axes.items()}
-    items = next(iter(counts.values()))
-    if any(count != items for count in counts.values()):
+    counts = [shapes[name][axis] for name, axis in batch.axes.items()]
+    items = counts[0]
+    if counts.count(items) != len(counts):
         raise BadTensorError(
             "the inputs do not hold equally many items",
             code="bad_tensor.batch",
             expected="the same length along the batch axis of each input",
-            came=", ".join(f"{name} {count}" for name, count in counts.items()),
+            came=", ".join(map("{} {}".format, batch.axes, counts)),
         )
     if not 1 <= items <= batch.max_items:
         raise BadTensorError(

@@ -90,7 +90,8 @@ class Receipt(Message, frozen=True, kw_only=True):
 
 def to_header(signed: Signed) -> str:
     """Write a signed receipt as a header value."""
-    return f"{_b64(signed.payload)}.{_b64(signed.signature)}"
+    both = _b64(signed.payload) + b"." + _b64(signed.signature)
+    return both.translate(_URL_SAFE, b"=").decode()
 
 
 def from_header(value: str) -> Signed:
@@ -104,8 +105,8 @@ def from_header(value: str) -> Signed:
         raise MalformedError("a receipt header is not base64url") from None
 
 
-def _b64(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).translate(_URL_SAFE, b"=").decode()
+def _b64(data: bytes) -> bytes:
+    return binascii.b2a_base64(data, newline=False)
 
 
 def _unb64(text: str) -> bytes:

@@ -31,6 +31,7 @@ from aigovtool.errors import BadTensorError, TooLargeError
 Array = NDArray[Any]
 
 MAX_RANK = 16
+COPIED_BYTES = 4 << 10
 LENGTH_PREFIX = struct.Struct("<I")  # before each element of a BYTES tensor
 
 BYTES = "BYTES"  # arrays of it have dtype object, their elements are `bytes`
@@ -154,7 +155,8 @@ def from_binary(name: str, data: memoryview, datatype: str, shape: Sequence[int]
 
 def to_binary(name: str, array: Array) -> bytes | memoryview:
     """
-    Return the binary form of *array*, a view of it where it is contiguous and little-endian.
+    Return the binary form of *array*, a view of it where it is contiguous and little-endian, and
+    not so small that a copy is quicker.
 
     Raises:
         BadTensorError: an element of a BYTES tensor is neither bytes nor text.
@@ -163,6 +165,8 @@ def to_binary(name: str, array: Array) -> bytes | memoryview:
     if datatype == BYTES:
         elements = _octets(name, array)
         return b"".join(part for e in elements for part in (LENGTH_PREFIX.pack(len(e)), e))
+    if array.nbytes <= COPIED_BYTES and array.dtype == DTYPES[datatype]:
+        return array.tobytes()
     flat = np.ascontiguousarray(array, DTYPES[datatype]).reshape(-1)
     return flat.view(np.uint8).data
 

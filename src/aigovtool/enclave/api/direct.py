@@ -7,6 +7,9 @@ Rule 1: a query goes straight only when its head and body come in one piece, are
 Rule 2: until it is answered it stands in uvicorn's place for a request that is under way (`cycle`),
         so that what is pipelined behind it waits.
 Rule 3: it can be passed on to the ASGI application at any time before it is answered.
+Rule 4: clients say one head over and over. What comes between two requests, begins with the very
+        bytes of the head before it and has as many more as that had, is a request with that head,
+        and is not parsed again.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +28,20 @@ from aigovtool.clock import Clock
 from aigovtool.enclave.api.http import DIVERT, Reply
 from aigovtool.enclave.api.infer import AUTHORIZATION
 from aigovtool.enclave.api.reception import Reception
-from aigovtool.enclave.api.turn import Turns
+from aigovtool.enclave.api.turn import Head, Turns
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_DIRECT_BYTES = 64 << 10  # of a body; more than one TLS record rarely comes in one piece
+MAX_KEPT_HEAD_BYTES = 8 << 10  # of each connection
 
 _INFER = b"/infer"
 _MODELS = b"/v2/models/"
 _UNUSUAL = re.compile(rb"[^!$&-;=@-Z_a-z~]")  # what a path holds as it is (RFC 3986), without "%"
 _TRANSFER_ENCODING = b"transfer-encoding"
 _LENGTH = b"content-length"
+_HEAD_END = b"\r\n\r\n"
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
@@ -59,11 +65,10 @@ class Direct:
         "_protocol",
         "body",
         "disconnected",
-        "headers",
+        "head",
         "is_complete",
         "keep_alive",
         "message_event",
-        "path",
         "response_complete",
         "scope",
         "since_s",
@@ -74,17 +79,16 @@ class Direct:
         self,
         protocol: Any,  # a DirectProtocol
         turns: Turns,
-        path: bytes,
-        headers: Mapping[bytes, bytes],
+        head: Head,
+        scope: Any,
         since_s: float,
     ) -> None:
         self._protocol = protocol
+        self.scope = scope  # as uvicorn begins it, and shared by requests with this head
         self.turns = turns
-        self.path = path
-        self.headers = headers
+        self.head = head
         self.body = b""
         self.is_complete = False
-        self.scope = protocol.scope
         self.since_s = since_s
         self.keep_alive = True
         self.disconnected = False
@@ -108,22 +112,22 @@ class Direct:
         )
         if not self.keep_alive:
             protocol.transport.close()
-        protocol.on_response_complete()
+        protocol.is_answered()
 
     def pass_on(self) -> None:
         """Let the ASGI application answer, as uvicorn would have from the beginning."""
         protocol = self._protocol
         if self.disconnected or protocol.transport.is_closing():
             return
-        path = self.path.decode("ascii")
-        self.scope |= {
-            "method": "POST",
-            "path": path,
-            "raw_path": self.path,
-            "query_string": b"",
-        }
+        path = self.head.path
         cycle = RequestResponseCycle(
-            scope=self.scope,
+            scope=self.scope
+            | {
+                "method": "POST",
+                "path": path.decode("ascii"),
+                "raw_path": path,
+                "query_string": b"",
+            },
             transport=protocol.transport,
             flow=protocol.flow,
             logger=protocol.logger,
@@ -149,6 +153,37 @@ class Direct:
             self._protocol.transport.abort()
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """
+    A head that came on a connection (Rule 4).
+
+    Args:
+        raw: its bytes.
+        size: with the body that followed.
+    """
+
+    raw: bytes
+    size: int
+    head: Head
+    scope: Any
+
+    @classmethod
+    def with_(cls, data: bytes, cycle: Any) -> _Said | None:
+        """
+        Return the head with which *data* begins, None unless it is of a query that went straight,
+        and that is all of *data*.
+        """
+        head, end, body = data.partition(_HEAD_END)
+        if not isinstance(cycle, Direct) or body != cycle.body or len(head) > MAX_KEPT_HEAD_BYTES:
+            return None
+        return cls(head + end, len(data), cycle.head, cycle.scope)
+
+    def begins(self, data: bytes) -> bool:
+        """Whether *data* is a request with this head."""
+        return len(data) == self.size and data.startswith(self.raw)
+
+
 def direct_protocol(
     reception: Reception, *, max_connections: int, clock: Clock
 ) -> type[HttpToolsProtocol]:
@@ -158,12 +193,56 @@ def direct_protocol(
     class DirectProtocol(guarded):  # type: ignore[misc]
         _direct: Direct | None = None  # whose body is still to come
         _take: Callable[[bytes], bool] | None = None  # what the application gave to `divert`
+        _said: _Said | None = None  # the head of the request that was parsed last
+        _between = True  # two messages
+        _idle_since_s = 0.0
 
         def data_received(self, data: bytes) -> None:
+            said = self._said
+            if said is not None and said.begins(data) and self._goes_on(said, data):
+                return
+            self._said = None
+            fresh, before = self._between, self.cycle
             super().data_received(data)
             if (direct := self._direct) is not None:  # not all of it came in this piece
                 self._direct = None
                 direct.pass_on()
+            elif fresh and self._between and self.cycle is not before:  # one request, whole
+                self._said = _Said.with_(data, self.cycle)
+
+        def _goes_on(self, said: _Said, data: bytes) -> bool:
+            """Serve a request with the head before it, if it can go straight."""
+            turns = reception.of_key(said.head.headers.get(AUTHORIZATION)).turns
+            if not (turns.open and self._is_idle()) or self.transport.is_closing():
+                return False
+            self.cycle = direct = Direct(self, turns, said.head, said.scope, clock.monotonic_s())
+            direct.body = data[len(said.raw) :]
+            direct.is_complete = True
+            turns.add(direct)
+            return True
+
+        def is_answered(self) -> None:
+            """A query that went straight is over: as `on_response_complete` for others."""
+            if self.pipeline or self.timeout_keep_alive_task is None:
+                self.on_response_complete()
+            else:  # the timer goes on, and is seen to when it is over
+                self.server_state.total_requests += 1
+                self._idle_since_s = self.loop.time()
+
+        def timeout_keep_alive_handler(self) -> None:
+            under_way = self.cycle is not None and not self.cycle.response_complete
+            since_s = self.loop.time() if under_way else self._idle_since_s
+            left_s = since_s + self.timeout_keep_alive - self.loop.time()
+            if left_s <= 0:
+                super().timeout_keep_alive_handler()
+            else:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    left_s, self.timeout_keep_alive_handler
+                )
+
+        def on_message_begin(self) -> None:
+            self._between = False
+            super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             headers = dict(self.headers)
@@ -173,7 +252,8 @@ def direct_protocol(
                 super().on_headers_complete()
                 return
             self.headers_are_here()
-            direct = Direct(self, turns, self.url, headers, clock.monotonic_s())
+            head = Head(self.url, headers)
+            direct = Direct(self, turns, head, self.scope, clock.monotonic_s())
             self._direct = self.cycle = direct
 
         def on_body(self, body: bytes) -> None:
@@ -184,6 +264,7 @@ def direct_protocol(
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            self._between = True
             if (direct := self._direct) is None:
                 self._take = None
                 super().on_message_complete()

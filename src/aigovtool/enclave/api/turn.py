@@ -47,6 +47,7 @@ from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.metrics import Tally
 from aigovtool.enclave.refunds import Fate
+from aigovtool.enclave.roster import Roster
 from aigovtool.enclave.runtime.base import TensorModel
 from aigovtool.enclave.runtime.speed import RUN_S
 from aigovtool.enclave.session import Session
@@ -63,11 +64,33 @@ SLOW_RUNS = 5  # so many within `TOO_OFTEN_S`: it is the model, and not the mach
 TOO_OFTEN_S = 10.0
 
 
+class Head:
+    """
+    What a query says before its body. A connection gives the same one to queries that say the
+    same, so `known` keeps what was found of it.
+    """
+
+    __slots__ = ("headers", "known", "path")
+
+    def __init__(self, path: bytes, headers: Mapping[bytes, bytes]) -> None:
+        self.path = path
+        self.headers = headers
+        self.known: _Known | None = None
+
+
+class _Known(NamedTuple):
+    """What was found of a head, while *roster* says who may ask, for *model*."""
+
+    roster: Roster | None
+    metadata: oip.ModelMetadata
+    consumer: ConsumerId
+    header_length: int | None
+
+
 class Asked(Protocol):
     """A query as its connection has it: POST, its body complete and small."""
 
-    path: bytes
-    headers: Mapping[bytes, bytes]
+    head: Head
     body: bytes
     since_s: float
     """When its head had come, on the enclave's monotonic clock."""
@@ -167,30 +190,40 @@ class Turns:
 
     def _read(self, asked: Asked, session: Session, model: TensorModel) -> _Query | None:
         """Return the query, None when it was passed on (Rule 1)."""
-        headers = asked.headers
         try:
-            consumer = session.authenticate(headers.get(AUTHORIZATION))
-            if (
-                IDEMPOTENCY_KEY not in headers
-                and wants_none(headers)
-                and not session.turnstile.limits.active
-                and model is not self._too_slow
-                and asked.path in _paths(model.metadata.name, model.metadata.versions[0])
-            ):
-                request = self._reader_of(model).read(
-                    asked.body,
-                    header_length=oip.parse_header_length(headers.get(HEADER_LENGTH)),
-                )
+            known = self._known(asked.head, session, model)
+            if known is not None:
+                request = self._reader_of(model).read(asked.body, header_length=known.header_length)
                 most = session.renewal.terms.extraction.top_labels
                 if most is not None:
                     request = oip.only_best(request, model.metadata, most)
-                items = model.price(request.inputs)
+                inputs = request.inputs
+                items = model.price(inputs)
                 if items <= model.speed.at_once:
-                    return _Query(asked, consumer, request, model.prepare(request.inputs), items)
+                    return _Query(asked, known.consumer, request, model.prepare(inputs), items)
         except AIGovToolError:
             pass  # the application refuses it, in its own words
         asked.pass_on()
         return None
+
+    def _known(self, head: Head, session: Session, model: TensorModel) -> _Known | None:
+        """Return what is known of a head, None when the application is to answer it (Rule 1)."""
+        if session.turnstile.limits.active or model is self._too_slow:
+            return None
+        known, roster = head.known, session.roster
+        if known is not None and known.roster is roster and known.metadata is model.metadata:
+            return known if roster is not None and roster.admits(known.consumer) else None
+        headers = head.headers
+        consumer = session.authenticate(headers.get(AUTHORIZATION))
+        if (
+            IDEMPOTENCY_KEY in headers
+            or not wants_none(headers)
+            or head.path not in _paths(model.metadata.name, model.metadata.versions[0])
+        ):
+            return None
+        length = oip.parse_header_length(headers.get(HEADER_LENGTH))
+        head.known = _Known(roster, model.metadata, consumer, length)
+        return head.known
 
     # --- 2 --------------------------------------------------------------------------------------
 
@@ -239,29 +272,27 @@ class Turns:
             replies.append(reply)
         if session.till.meter.left < session.renewal.low_mark:
             session.renewal.nudge()
-        receipts = self._receipts([one.paid for one in charged], session)
+        receipts = iter(self._receipts([one.paid for one in charged], session))
         remaining: dict[ConsumerId, Header] = {}
-        for one, reply, papers in zip(charged, replies, receipts, strict=True):
-            who = one.query.consumer
+        for (query, paid), (status, headers, chunks) in zip(charged, replies, strict=True):
+            who = query.consumer
             if who not in remaining:
                 left = session.renewal.standing.remaining(who, now_s)
                 remaining[who] = (REMAINING, b"%d" % left)
-            asked = one.query.asked
-            asked.answer(
-                Reply(reply.status, (*reply.headers, *papers, remaining[who]), reply.chunks)
-            )
-            self._tally.answered(reply.status, self._clock.monotonic_s() - asked.since_s)
+            papers = [(RECEIPT, next(receipts)), remaining[who]]
+            if paid.refund is not None:
+                papers.append((REFUND, next(receipts)))
+            query.asked.answer(Reply(status, (*headers, *papers), chunks))
+            self._tally.answered(status, self._clock.monotonic_s() - query.asked.since_s)
 
-    def _receipts(self, paid: Sequence[Paid], session: Session) -> list[list[Header]]:
-        """Sign what was drawn up for each: the receipt, and that of a refund."""
-        drawn = [one.receipt for one in paid]
-        drawn += [one.refund for one in paid if one.refund is not None]
-        signed = iter(session.receipts.headers(drawn))
-        headers = [[(RECEIPT, next(signed).encode())] for _ in paid]
-        for papers, one in zip(headers, paid, strict=True):
+    def _receipts(self, paid: Sequence[Paid], session: Session) -> list[bytes]:
+        """Sign what was drawn up for each: the receipt, and behind it that of a refund."""
+        drawn = []
+        for one in paid:
+            drawn.append(one.receipt)
             if one.refund is not None:
-                papers.append((REFUND, next(signed).encode()))
-        return headers
+                drawn.append(one.refund)
+        return [header.encode() for header in session.receipts.headers(drawn)]
 
 
 @lru_cache
