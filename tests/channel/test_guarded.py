@@ -8,8 +8,10 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from aigovtool.channel import guarded
 from aigovtool.channel.guarded import MAX_HEAD_BYTES, guarded_protocol
@@ -40,14 +42,16 @@ class Quiet(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(*, max_connections: int = 10, app: Any = None) -> AsyncIterator[tuple[int, Said]]:
+async def serving(
+    *, max_connections: int = 10, app: Any = None, ws: Any = "none"
+) -> AsyncIterator[tuple[int, Said]]:
     app = app or Said()
     listener = socket.create_server(("127.0.0.1", 0))
     server = Quiet(
         uvicorn.Config(
             app,
             http=guarded_protocol(max_connections=max_connections),
-            ws="none",
+            ws=ws,
             lifespan="off",
             log_config=None,
         )
@@ -157,6 +161,27 @@ async def test_a_server_without_websockets_refuses_to_change_to_them(method: byt
         assert came.startswith(b"HTTP/1.1 400")
         assert b'"code":"http.upgrade"' in came
         assert app.headers == []
+
+
+async def test_a_connection_that_has_changed_to_websockets_is_not_timed_as_a_head() -> None:
+    """The control connection of an enclave was cut so, every 15 s."""
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    async with (
+        serving(app=echo, ws=WebSocketsSansIOProtocol) as (port, _),
+        aiohttp.ClientSession() as http,
+        http.ws_connect(f"http://127.0.0.1:{port}/") as line,
+        asyncio.timeout(30),
+    ):
+        await asyncio.sleep(3 * HEAD_TIME_S)
+        await line.send_str("still here")
+        assert (await line.receive_str()) == "still here"
 
 
 async def test_who_does_not_read_an_answer_loses_the_connection(

@@ -36,6 +36,7 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
         _stall_timer: asyncio.TimerHandle | None = None
         _refusal = MalformedError("not an HTTP request", code="http")
         _in_head = True
+        _passed_on = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -65,6 +66,8 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
             if self.transport.is_closing():
                 return
             super().data_received(data)
+            if self._passed_on:
+                return
             # uvicorn stops its idle timer for anything that comes, a lone line end too; most heads
             # come in one piece, and need no timer
             if self._in_head or self.cycle is None or self.cycle.response_complete:
@@ -97,6 +100,10 @@ def guarded_protocol(*, max_connections: int) -> type[HttpToolsProtocol]:
                 )
                 raise ValueError("upgrade")  # the parser turns it into a 400
             super().on_headers_complete()
+
+        def handle_websocket_upgrade(self) -> None:
+            self._passed_on = True  # to another protocol, whose affair it is from now on
+            super().handle_websocket_upgrade()
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(problem_of(self._refusal))
