@@ -26,6 +26,7 @@ import numpy as np
 
 from aigovtool.errors import AIGovToolError, MalformedError, TooLargeError, UnavailableError
 from aigovtool.telemetry.logs import event, place_of
+from aigovtool.wire.oip import ALIGNMENT
 from aigovtool.wire.problem import CONTENT_TYPE, INTERNAL, headers_of, problem_of
 
 Scope = MutableMapping[str, Any]
@@ -126,9 +127,20 @@ class Request:
             self.headers.get(b"content-length", b"0") != b"0"
         )
 
-    async def body(self, *, max_bytes: int, time_s: float, room: BodyRoom, of: str = "") -> Body:
+    async def body(
+        self,
+        *,
+        max_bytes: int,
+        time_s: float,
+        room: BodyRoom,
+        of: str = "",
+        aligned_at: int = 0,
+    ) -> Body:
         """
         Read the whole body, taking `body_bytes` of *room* for consumer *of* as it comes.
+
+        Args:
+            aligned_at: the byte that begins at a multiple of `ALIGNMENT` in a long body's memory.
 
         Raises:
             TooLargeError: it is, or says that it is, longer than *max_bytes*; the rest is not read.
@@ -141,7 +153,7 @@ class Request:
             raise MalformedError("Content-Length is not a length")
         if int(stated) > max_bytes:
             raise _too_large(max_bytes, f"{int(stated)} bytes")
-        gathered = _Gathered(int(stated), max_bytes)
+        gathered = _Gathered(int(stated), max_bytes, aligned_at)
 
         def take(piece: bytes) -> None:
             room.take(len(piece), of)
@@ -193,9 +205,10 @@ class _Gathered:
     That memory is the kernel's until something is written to it, so that it is no more than came.
     """
 
-    __slots__ = ("_came", "_max", "_pieces", "_stated", "_view")
+    __slots__ = ("_aligned_at", "_came", "_max", "_pieces", "_stated", "_view")
 
-    def __init__(self, stated: int, max_bytes: int) -> None:
+    def __init__(self, stated: int, max_bytes: int, aligned_at: int) -> None:
+        self._aligned_at = aligned_at
         self._stated = stated  # 0 when nobody said
         self._max = max_bytes
         self._pieces: list[bytes] = []
@@ -211,7 +224,9 @@ class _Gathered:
             if self._came == self._stated and not start:
                 self._pieces.append(piece)
                 return
-            self._view = np.empty(self._stated, np.uint8).data
+            memory = np.empty(self._stated + ALIGNMENT, np.uint8)
+            start_at = -(memory.ctypes.data + self._aligned_at) % ALIGNMENT
+            self._view = memory[start_at : start_at + self._stated].data
         if self._view is None:
             self._pieces.append(piece)
         else:

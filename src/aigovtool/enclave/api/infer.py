@@ -110,6 +110,7 @@ class Infer:
                 time_s=self._limits.body_time_s,
                 room=self._room,
                 of=whose,
+                aligned_at=oip.parse_header_length(request.headers.get(HEADER_LENGTH)) or 0,
             )
             if _ENCODING in request.headers:
                 body = await plain_body(
