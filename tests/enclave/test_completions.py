@@ -21,6 +21,7 @@ from aigovtool.enclave.runtime.base import Kind
 from aigovtool.ids import sha256
 from aigovtool.proof.receipt_signature import open_receipt
 from aigovtool.wire.enrolment import TokenPrice
+from aigovtool.wire.openai import answers
 from aigovtool.wire.receipt import Receipt, from_header
 
 from . import models
@@ -219,6 +220,55 @@ async def test_embeddings_cost_their_input(
         assert [one["embedding"] for one in answer["data"]] == [[7.0, 0.5], [5.0, 0.5]]
         assert [one.cost for one in receipts_of(enclave, answer, headers)] == [6]
         assert await settled(enclave) == 6
+
+
+async def test_an_embedding_does_not_wait_for_a_slot_of_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    model = Talker(slots=1, step=gate.step, wake=gate.wake)
+    async with talking(tmp_path, monkeypatch, model, budget=1000) as enclave:
+        gate.let(1)
+        async with streamed(enclave, max_tokens=2) as stream:
+            assert await stream.word() == "one"
+            status, _, _ = await ask(enclave, EMBED, {"model": "tiny", "input": "three"})
+            assert status == 200
+            gate.let(1)
+            await stream.rest()
+        assert stream.done
+
+
+async def test_an_embedding_that_cannot_be_written_is_taken_back_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Talker
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OverflowError("a number that no float holds")
+
+    monkeypatch.setattr(answers, "embedding", broken)
+    async with talking(tmp_path, monkeypatch, model, budget=1000) as enclave:
+        body = {"model": "tiny", "input": ["one two", "three"]}
+        status, answer, headers = await ask(enclave, EMBED, body)
+        assert status == 500
+        assert "no float" not in json.dumps(answer)
+        assert [one.cost for one in receipts_of(enclave, answer, headers)] == [6, -6]
+        assert await settled(enclave) == 0
+
+
+async def test_a_body_takes_its_room_until_its_stream_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Talker, gate: Gate
+) -> None:
+    room = {"max_body_bytes": 1000, "max_bodies_bytes": 1500}
+    long = HELLO | {"max_tokens": 1, "user": "x" * 800}
+    async with talking(tmp_path, monkeypatch, slow, budget=1000, **room) as enclave:
+        gate.let(1)
+        async with streamed(enclave, body=long | {"max_tokens": 2}) as stream:
+            assert await stream.word() == "one"
+            status, answer, _ = await ask(enclave, CHAT, long)
+            assert (status, answer["error"]["code"]) == (503, "queue.bodies")
+            gate.let(1)
+            await stream.rest()
+        assert stream.done
+        gate.let(1)
+        assert (await ask(enclave, CHAT, long))[0] == 200
 
 
 async def test_who_names_no_number_gets_what_can_be_paid(

@@ -106,6 +106,11 @@ class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     custodian: dict[str, object] | None = None
 
 
+# their definitions are read here, where nobody else runs: see `wire.codec`
+for _kind in (_CustodianTable, _File, *(known.policy for known in KINDS.values())):
+    msgspec.json.Decoder(_kind)
+
+
 def parse_policy(text: bytes) -> Policy:
     """
     Read a policy.

@@ -136,11 +136,15 @@ def vouches(tx: Reading, marked: Marked, hold: Hold, past: Sequence[bytes]) -> b
     held = tx.last_event_of_kind(HELD_EVENT)
     if held is None or not hold.code.startswith(LOST):
         return False
-    return marked.head.event >= msgspec.json.decode(held.detail, type=_HeldDetail).after
+    return marked.head.event >= _held_decoder.decode(held.detail).after
 
 
 class _HeldDetail(msgspec.Struct, frozen=True):
     after: int
+
+
+# made here, where nobody else runs: see `wire.codec`
+_held_decoder = msgspec.json.Decoder(_HeldDetail)
 
 
 def judge_mark(tx: Reading, mark: Mark) -> tuple[Marked | None, Reason | None]:

@@ -56,9 +56,13 @@ class Enclave:
 
     # --- for the API ----------------------------------------------------------------------------
 
-    def serving(self) -> tuple[Session, Model]:
+    def serving(self, *, asked_by: bytes | None = None) -> tuple[Session, Model]:
         """
         Return session and model, if queries are admitted.
+
+        Args:
+            asked_by: an Authorization header; if it is a consumer's, an evicted model is loaded
+                again.
 
         Raises:
             LoanNotActiveError: the loan is stopped, expired or closed.
@@ -67,11 +71,12 @@ class Enclave:
         session = self.session
         if session is not None and session.model is not None and self.life.admits:
             return session, session.model
+        self._want_for(asked_by)
         raise self.not_serving()
 
-    def serving_tensors(self) -> tuple[Session, TensorModel]:
+    def serving_tensors(self, *, asked_by: bytes | None = None) -> tuple[Session, TensorModel]:
         """As `serving`; raises NotFoundError when the model that is lent takes text."""
-        session, model = self.serving()
+        session, model = self.serving(asked_by=asked_by)
         if model.takes == "tensors":
             return session, model
         raise NotFoundError(
@@ -80,9 +85,9 @@ class Enclave:
             mend="ask it by POST /v1/chat/completions or /v1/completions",
         )
 
-    def serving_text(self) -> tuple[Session, LanguageModel]:
+    def serving_text(self, *, asked_by: bytes | None = None) -> tuple[Session, LanguageModel]:
         """As `serving`; raises NotFoundError when the model that is lent takes tensors."""
-        session, model = self.serving()
+        session, model = self.serving(asked_by=asked_by)
         if model.takes == "text":
             return session, model
         raise NotFoundError(
@@ -103,9 +108,8 @@ class Enclave:
             self.wanted = True
             self._idle_since_s = self.clock.monotonic_s()
 
-    def want_for(self, authorization: bytes | None) -> None:
-        """The same, if it is a consumer of the loan who asks."""
-        if self.session is not None:
+    def _want_for(self, authorization: bytes | None) -> None:
+        if self.session is not None and authorization is not None:
             with contextlib.suppress(AIGovToolError):
                 self.session.authenticate(authorization)
                 self.want()

@@ -61,6 +61,10 @@ class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: Literal[1] = 1
 
 
+# made here, where nobody else runs: see `wire.codec`
+_file_decoder = msgspec.json.Decoder(_File)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """
@@ -133,7 +137,7 @@ def read_bundle(data: bytes) -> Bundle:
     if len(data) > MAX_BUNDLE_BYTES:
         raise _too_large("bundle", MAX_BUNDLE_BYTES, len(data))
     try:
-        file = msgspec.json.decode(data, type=_File)
+        file = _file_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         # msgspec's text names a path and types, never a value
         raise MalformedError("not a bundle", code=MALFORMED, came=str(error)) from None

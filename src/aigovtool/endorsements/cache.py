@@ -53,6 +53,10 @@ class _Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str
 
 
+# made here, where nobody else runs: see `wire.codec`
+_description_decoder = msgspec.json.Decoder(_Description)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """An answer, and when it was fetched."""
@@ -79,7 +83,7 @@ class DiskCache:
             self._warn("read", error)
             return None
         try:
-            known = msgspec.json.decode(description, type=_Description)
+            known = _description_decoder.decode(description)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             known = None
         if known is None or known.source != question.url or known.sha256 != sha256(body).hex():

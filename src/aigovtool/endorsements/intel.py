@@ -147,14 +147,22 @@ class _TcbAnswer(Struct, frozen=True, rename="camel"):
     signature: str
 
 
+# made here, where nobody else runs: see `wire.codec`
+_tcb_decoder = msgspec.json.Decoder(_TcbAnswer)
+
+
 class _IdentityAnswer(Struct, frozen=True, rename="camel"):
     enclave_identity: msgspec.Raw
     signature: str
 
 
+# made here, where nobody else runs: see `wire.codec`
+_identity_decoder = msgspec.json.Decoder(_IdentityAnswer)
+
+
 def _read_tcb_info(answer: Answer) -> dict[str, bytes]:
     try:
-        read = msgspec.json.decode(answer.body, type=_TcbAnswer)
+        read = _tcb_decoder.decode(answer.body)
         signature = binascii.unhexlify(read.signature)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
         raise malformed("TCB info") from None
@@ -168,7 +176,7 @@ def _read_tcb_info(answer: Answer) -> dict[str, bytes]:
 
 def _read_qe_identity(answer: Answer) -> dict[str, bytes]:
     try:
-        read = msgspec.json.decode(answer.body, type=_IdentityAnswer)
+        read = _identity_decoder.decode(answer.body)
         signature = binascii.unhexlify(read.signature)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
         raise malformed("a QE identity") from None

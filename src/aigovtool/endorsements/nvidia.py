@@ -139,6 +139,10 @@ class _RimAnswer(Struct, frozen=True):
     sha256: str | None = None
 
 
+# made here, where nobody else runs: see `wire.codec`
+_rim_decoder = msgspec.json.Decoder(_RimAnswer)
+
+
 def _rim_item(rim_id: str, service: NvidiaService) -> Item:
     name = nvidia.RIM_PREFIX + rim_id
     return Item(
@@ -153,7 +157,7 @@ def _rim_item(rim_id: str, service: NvidiaService) -> Item:
 
 def _read_rim(name: str, rim_id: str, answer: Answer) -> dict[str, bytes]:
     try:
-        read = msgspec.json.decode(answer.body, type=_RimAnswer)
+        read = _rim_decoder.decode(answer.body)
         rim = base64.b64decode(read.rim, validate=True)
     except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, ValueError):
         raise malformed("a RIM") from None

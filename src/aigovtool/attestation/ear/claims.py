@@ -137,6 +137,10 @@ class Ear(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return datetime.fromtimestamp(self.expires_s, UTC)
 
 
+# made here, where nobody else runs: see `wire.codec`
+_decoder = msgspec.json.Decoder(Ear)
+
+
 def evidence_digest(evidence: Evidence) -> str:
     """
     Return the SHA-256 of *evidence* in hex.
@@ -167,7 +171,7 @@ def to_json(ear: Ear) -> bytes:
 def from_json(data: bytes) -> Ear:
     """Read JSON; raises MalformedError when it is not an EAR of ours."""
     try:
-        return _checked(msgspec.json.decode(data, type=Ear))
+        return _checked(_decoder.decode(data))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _not_an_ear(error) from None
 

@@ -56,6 +56,7 @@ from aigovtool.wire.enrolment import Keys, TokenPrice
 from aigovtool.wire.extraction import BOUNDS, ExtractionLimits
 from aigovtool.wire.limits import Limits, Rate
 
+_grace_decoder = msgspec.json.Decoder(TcbGrace)  # here, where nobody else runs: see `wire.codec`
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -382,7 +383,7 @@ def standing_of(row: Row) -> Standing:
         session=row["session"],
         appraised=from_us(row["appraised_us"]),
         tcb_status=row["tcb_status"],
-        grace=None if grace is None else msgspec.json.decode(grace, type=TcbGrace),
+        grace=None if grace is None else _grace_decoder.decode(grace),
         step=Step(row["step"]),
         nonce=row["nonce"],
         asked=from_us_or_none(row["asked_us"]),

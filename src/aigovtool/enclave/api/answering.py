@@ -13,7 +13,9 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from aigovtool.clock import Clock
-from aigovtool.enclave.api.http import Request, log_fault
+from aigovtool.enclave.api.cashier import REMAINING
+from aigovtool.enclave.api.http import Header, Request, log_fault
+from aigovtool.enclave.api.infer import RECEIPT
 from aigovtool.enclave.api.leaving import watched
 from aigovtool.enclave.delivery import Delivery
 from aigovtool.enclave.flights import Cut, FlightCutError
@@ -36,8 +38,7 @@ class Payment:
 
     def __init__(self, session: Session, paid: Paid, *, clock: Clock) -> None:
         self.paid = paid
-        self.receipt = session.receipts.header(paid.receipt)
-        """Of the charge, as it stands in the answer's header."""
+        self._receipt = session.receipts.header(paid.receipt)
         self._session = session
         self._clock = clock
         self._stays: bool | None = None
@@ -49,16 +50,23 @@ class Payment:
             self._stays = self._session.renewal.finish(self.paid, fate, now_s)
         return self._stays
 
+    def papers(self) -> tuple[Header, Header]:
+        """Return the headers of the answer: the charge's receipt, and what is left."""
+        return (RECEIPT, self._receipt.encode()), (REMAINING, b"%d" % self._remaining())
+
     def account(self) -> Account:
         """Sign what was drawn up since the charge, and return all; `close` comes first."""
         later = list(self.paid.drawn) if isinstance(self.paid, Tab) else []
         if self.paid.refund is not None:
             later.append(self.paid.refund)
-        receipts = [self.receipt]
+        receipts = [self._receipt]
         for start in range(0, len(later), MAX_TREE):
             receipts += self._session.receipts.headers(later[start : start + MAX_TREE])
+        return Account(receipts=receipts, remaining=self._remaining())
+
+    def _remaining(self) -> int:
         standing, now_s = self._session.renewal.standing, self._clock.monotonic_s()
-        return Account(receipts=receipts, remaining=standing.remaining(self.paid.consumer, now_s))
+        return standing.remaining(self.paid.consumer, now_s)
 
 
 class Answering:

@@ -29,7 +29,6 @@ from aigovtool.enclave.api.http import (
     Request,
     StreamedReply,
 )
-from aigovtool.enclave.api.infer import RECEIPT
 from aigovtool.enclave.api.text import Answer, Case, TextDoor, failure
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
@@ -94,11 +93,11 @@ class Completions:
             )
             first = await anext(pieces, None)
             if first is None and answering.error is not None:  # Rule 1
-                return self._failed(case, answering)
+                return _failed(answering)
             stream = answers.Stream(self._head(asked), include_usage=asked.include_usage)
             return StreamedReply(
                 OK,
-                (*_STREAM_HEADERS, *self._papers(case, answering)),
+                (*_STREAM_HEADERS, *answering.payment.papers()),
                 _events(stream, answering, first, pieces),
                 holds.pop_all(),
             )
@@ -113,9 +112,9 @@ class Completions:
             if answering.client_left:
                 raise ClientGoneError
             if answering.error is not None:
-                return self._failed(case, answering), again
+                return _failed(answering), again
             body = whole.answer(answering.usage, answering.account())
-            return Reply(OK, (JSON_HEADER, *self._papers(case, answering)), (body,)), again
+            return Reply(OK, (JSON_HEADER, *answering.payment.papers()), (body,)), again
 
     @contextlib.asynccontextmanager
     async def _paid(self, case: Case, asked: TextRequest) -> AsyncIterator[Answering]:
@@ -192,19 +191,16 @@ class Completions:
             model=asked.model,
         )
 
-    def _papers(self, case: Case, answering: Answering) -> tuple[Header, Header]:
-        receipt = answering.payment.receipt.encode()
-        return (RECEIPT, receipt), self._cashier.remaining(case.session, case.consumer)
-
-    def _failed(self, case: Case, answering: Answering) -> Reply:
-        error = answering.error or PromiseBrokenError("an answer failed without an error")
-        account = answering.account()
-        return failure(error, answering.usage, account, self._papers(case, answering))
-
 
 def affordable(price: TokenPrice, credits: int, tokens: int) -> int:
     """Return how many tokens of output *credits* pay for, after *tokens* of input."""
     return (credits - price.cost(input=tokens, output=0)) // price.output
+
+
+def _failed(answering: Answering) -> Reply:
+    error = answering.error or PromiseBrokenError("an answer failed without an error")
+    account = answering.account()
+    return failure(error, answering.usage, account, answering.payment.papers())
 
 
 async def _events(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
 
 from aigovtool.clock import Clock
 from aigovtool.enclave.api.answering import Payment
@@ -15,7 +18,7 @@ from aigovtool.enclave.api.http import (
     json_reply,
     log_fault,
 )
-from aigovtool.enclave.api.infer import AUTHORIZATION, RECEIPT
+from aigovtool.enclave.api.infer import AUTHORIZATION
 from aigovtool.enclave.api.leaving import watched
 from aigovtool.enclave.api.text import Answer, Case, TextDoor, failure, refusal
 from aigovtool.enclave.config import Limits
@@ -43,6 +46,8 @@ class Embeddings:
         self._cashier = cashier
         self._limits = limits
         self._clock = clock
+        # its own: those of the model are as many as it has slots for answers
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="embed")
 
     async def models(self, request: Request, name: str | None = None) -> Reply:
         """Answer ``GET /v1/models`` and ``/v1/models/NAME``."""
@@ -85,37 +90,32 @@ class Embeddings:
             paid = await self._cashier.pay(case.request, session, consumer, cost, left_s)
             payment, fate = Payment(session, paid, clock=self._clock), Fate.CLIENT_GONE
             try:
-                vectors, error, fate = await self._vectors(case, asked, model)
+                written, error, fate = await self._written(case, asked, model)
             finally:
                 stays = payment.close(fate)
         again = stays or fate in REPEATED
         if fate is Fate.CLIENT_GONE and not case.keyed:
             raise ClientGoneError
         usage, account = answers.Usage(input=tokens, output=0), payment.account()
-        papers = (
-            (RECEIPT, payment.receipt.encode()),
-            self._cashier.remaining(session, consumer),
-        )
+        papers = payment.papers()
         if error is not None:
             return failure(error, usage, account, papers), again
-        body = answers.embeddings(
-            vectors, model=model.name, as_base64=asked.base64, usage=usage, account=account
-        )
+        body = answers.embeddings(written, model=model.name, usage=usage, account=account)
         return Reply(OK, (JSON_HEADER, *papers), (body,)), again
 
-    async def _vectors(
+    async def _written(
         self, case: Case, asked: EmbeddingsRequest, model: LanguageModel
-    ) -> tuple[Sequence[Sequence[float]], AIGovToolError | None, Fate]:
-        """Return the vectors, or why there are none, and the fate of the query."""
+    ) -> tuple[Sequence[msgspec.Raw], AIGovToolError | None, Fate]:
+        """Return the embeddings, or why there are none, and the fate of the query."""
         flights = case.session.flights
         try:
             # it may have waited, and been paid in the very step before a stop or block was read
             self._cashier.check_admitted(case.session, case.consumer)
         except AIGovToolError as error:
             return (), error, Fate.NOT_BEGUN
-        run = _Embedding(model, asked.texts)
+        run = _Embedding(model, asked)
         try:
-            job = model.threads.submit(run.execute)
+            job = self._threads.submit(run.execute)
             with flights.fly(case.consumer, run, job, time_s=self._limits.query_time_s) as flight:
 
                 def client_leaves() -> None:
@@ -137,19 +137,20 @@ class Embeddings:
 class _Embedding:
     """The texts of one query, one at a time: an embedding that was begun is not ended."""
 
-    def __init__(self, model: LanguageModel, texts: Sequence[str]) -> None:
+    def __init__(self, model: LanguageModel, asked: EmbeddingsRequest) -> None:
         self._model = model
-        self._texts = texts
+        self._asked = asked
         self._ended = False
 
-    def execute(self) -> list[Sequence[float]]:
-        """Return the vectors; raises UnavailableError when it was ended, or as the model does."""
-        vectors: list[Sequence[float]] = []
-        for text in self._texts:
+    def execute(self) -> list[msgspec.Raw]:
+        """Return them, written; raises UnavailableError when it was ended, or as the model does."""
+        written = []
+        for text in self._asked.texts:
             if self._ended:
                 raise UnavailableError("the computation was ended", code="query.terminated")
-            vectors += self._model.embed([text])
-        return vectors
+            for vector in self._model.embed([text]):
+                written.append(answers.embedding(vector, as_base64=self._asked.base64))
+        return written
 
     def terminate(self) -> None:
         """Let it end after the text that is embedded now."""

@@ -100,8 +100,9 @@ class Infer:
 
     async def __call__(self, request: Request, name: str, version: str | None) -> Reply:
         """Answer a query; raises what refuses it before its consumer is known."""
-        session, _ = self._serving(request)
-        consumer = session.authenticate(request.headers.get(AUTHORIZATION))
+        authorization = request.headers.get(AUTHORIZATION)
+        session, _ = self._enclave.serving_tensors(asked_by=authorization)
+        consumer = session.authenticate(authorization)
         whose = f"{session.loan} {consumer}"
         try:
             check_model(session, name, version)
@@ -134,14 +135,6 @@ class Infer:
             return problem_reply(error, [self._cashier.remaining(now, consumer)])
         finally:
             self._room.give_back(request.body_bytes, whose)
-
-    def _serving(self, request: Request) -> tuple[Session, TensorModel]:
-        """Return who serves, or raise why not; a model that was evicted is wanted again then."""
-        try:
-            return self._enclave.serving_tensors()
-        except UnavailableError:
-            self._enclave.want_for(request.headers.get(AUTHORIZATION))
-            raise
 
     async def _answer(
         self, request: Request, body: Body, name: str, version: str | None, consumer: ConsumerId

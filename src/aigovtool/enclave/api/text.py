@@ -8,6 +8,7 @@ Rule 2: nothing of a request or an answer is in a log or an error (I5).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,7 +34,7 @@ from aigovtool.enclave.api.replay import Replays
 from aigovtool.enclave.config import Limits
 from aigovtool.enclave.enclave import Enclave
 from aigovtool.enclave.session import Session
-from aigovtool.errors import AIGovToolError, PromiseBrokenError, UnavailableError
+from aigovtool.errors import AIGovToolError, PromiseBrokenError
 from aigovtool.ids import ConsumerId
 from aigovtool.wire.openai import errors
 from aigovtool.wire.openai.answers import Account, Usage
@@ -91,13 +92,21 @@ class TextDoor:
         """Return what *answer* gives to what *read* has read, or an error (Rule 1)."""
         headers: list[Header] = []
         try:
-            session = self._serving(request)
-            consumer = session.authenticate(request.headers.get(AUTHORIZATION))
+            authorization = request.headers.get(AUTHORIZATION)
+            session, _ = self._enclave.serving_text(asked_by=authorization)
+            consumer = session.authenticate(authorization)
             headers.append(self._cashier.remaining(session, consumer))
-            body = await self._body(request, f"{session.loan} {consumer}")
-            inline = len(body) <= INLINE_BYTES
-            asked = read(body) if inline else await asyncio.to_thread(read, body)
-            return await answer(request, asked, consumer)
+            whose = f"{session.loan} {consumer}"
+            async with contextlib.AsyncExitStack() as holds:
+                holds.callback(lambda: self._room.give_back(request.body_bytes, whose))
+                body = await self._body(request, whose)
+                inline = len(body) <= INLINE_BYTES
+                asked = read(body) if inline else await asyncio.to_thread(read, body)
+                del body
+                answered = await answer(request, asked, consumer)
+                if isinstance(answered, StreamedReply):
+                    answered.holds.push_async_exit(holds.pop_all())
+                return answered
         except ClientGoneError:
             raise
         except AIGovToolError as error:
@@ -105,14 +114,6 @@ class TextDoor:
         except Exception as error:  # noqa: BLE001 - internals stop at this door
             log_fault(error)
             return refusal(PromiseBrokenError("the enclave failed"), headers)
-
-    def _serving(self, request: Request) -> Session:
-        """Return who serves, or raise why not; a model that was evicted is wanted again then."""
-        try:
-            return self._enclave.serving_text()[0]
-        except UnavailableError:
-            self._enclave.want_for(request.headers.get(AUTHORIZATION))
-            raise
 
     async def once(
         self,
@@ -147,15 +148,12 @@ class TextDoor:
 
     async def _body(self, request: Request, whose: str) -> bytes:
         limit = min(self._limits.max_body_bytes, MAX_BODY_BYTES)
-        try:
-            body = await request.body(
-                max_bytes=limit, time_s=self._limits.body_time_s, room=self._room, of=whose
-            )
-            if _ENCODING in request.headers:
-                body = await plain_body(request, body, max_bytes=limit, room=self._room, of=whose)
-            return bytes(body)
-        finally:
-            self._room.give_back(request.body_bytes, whose)
+        body = await request.body(
+            max_bytes=limit, time_s=self._limits.body_time_s, room=self._room, of=whose
+        )
+        if _ENCODING in request.headers:
+            body = await plain_body(request, body, max_bytes=limit, room=self._room, of=whose)
+        return bytes(body)
 
 
 def refusal(error: AIGovToolError, headers: Sequence[Header] = ()) -> Reply:

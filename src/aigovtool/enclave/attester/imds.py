@@ -41,9 +41,17 @@ class _Quote(msgspec.Struct, frozen=True):
     quote: str
 
 
+# made here, where nobody else runs: see `wire.codec`
+_quote_decoder = msgspec.json.Decoder(_Quote)
+
+
 class _Certification(msgspec.Struct, frozen=True, rename="camel"):
     vcek_cert: str
     certificate_chain: str
+
+
+# made here, where nobody else runs: see `wire.codec`
+_certification_decoder = msgspec.json.Decoder(_Certification)
 
 
 class Imds:
@@ -59,7 +67,7 @@ class Imds:
         body = msgspec.json.encode({"report": report})
         answer = self._ask("POST", TDQUOTE_PATH, body)
         try:
-            text = msgspec.json.decode(answer, type=_Quote).quote.rstrip("=").encode("ascii")
+            text = _quote_decoder.decode(answer).quote.rstrip("=").encode("ascii")
             return base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (msgspec.MsgspecError, binascii.Error, ValueError):
             raise _unreadable(TDQUOTE_PATH) from None
@@ -68,7 +76,7 @@ class Imds:
         """Return VCEK and its chain, ASK and ARK, both PEM; raises UnavailableError."""
         answer = self._ask("GET", THIM_PATH, None)
         try:
-            found = msgspec.json.decode(answer, type=_Certification)
+            found = _certification_decoder.decode(answer)
         except (msgspec.MsgspecError, ValueError):
             raise _unreadable(THIM_PATH) from None
         return found.vcek_cert.encode(), found.certificate_chain.encode()

@@ -32,7 +32,12 @@ from aigovtool.enclave.runtime.parameters import (
     trimmed,
 )
 from aigovtool.enclave.runtime.slots import Slots
-from aigovtool.errors import BadPromptError, ConfigurationError, UnavailableError
+from aigovtool.errors import (
+    BadPromptError,
+    ConfigurationError,
+    MalformedError,
+    UnavailableError,
+)
 from aigovtool.ids import ConsumerId
 from aigovtool.sealing.manifest import FileEntry, SealedManifest
 
@@ -127,7 +132,7 @@ class GgufModel:
         # llama.cpp rounds it up, and goes no further than the model was trained for
         self.context = min(context, about["default_generation_settings"]["n_ctx"])
         self._lent = Slots(slots)
-        self._embedding: Engine | None = None
+        self._embedding: Engine | MalformedError | None = None  # or why there is none
         self._making = threading.Lock()
 
     def count(self, kind: Kind, body: Mapping[str, Any]) -> int:
@@ -153,24 +158,32 @@ class GgufModel:
     def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
         with self._making:
             if self._embedding is None:
-                pooling = self._memory.holds(_HAS_POOLING, within=_METADATA_BYTES)
-                self._embedding = Engine(
-                    self._memory.path,
-                    slots=1,
-                    context=min(EMBEDDED_TOKENS, self.context),
-                    threads=self._threads,
-                    repacked=self._repacked,
-                    pooled=not pooling,
-                )
+                self._embedding = self._embedder()
+        if isinstance(self._embedding, MalformedError):
+            raise self._embedding.with_traceback(None)
         return self._embedding.embeddings(texts)
 
     def close(self) -> None:
         self.threads.shutdown()
         self._engine.close()
         with self._making:
-            if self._embedding is not None:
+            if isinstance(self._embedding, Engine):
                 self._embedding.close()
         self._wipe()
+
+    def _embedder(self) -> Engine | MalformedError:
+        pooling = self._memory.holds(_HAS_POOLING, within=_METADATA_BYTES)
+        try:
+            return Engine(
+                self._memory.path,
+                slots=1,
+                context=min(EMBEDDED_TOKENS, self.context),
+                threads=self._threads,
+                repacked=self._repacked,
+                pooled=not pooling,
+            )
+        except MalformedError as error:
+            return error  # and not tried again with each query
 
     def _tokens(self, engine: Engine, text: str) -> int:
         asked = {"content": text, "add_special": True, "parse_special": True}

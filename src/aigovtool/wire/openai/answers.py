@@ -246,15 +246,15 @@ class Whole:
             self._logprobs[name] = known if more is None else [*(known or ()), *more]
 
 
+def embedding(vector: Sequence[float], *, as_base64: bool) -> msgspec.Raw:
+    """Write one embedding, as `embeddings` takes it; base64 is of little-endian 4-byte floats."""
+    return msgspec.Raw(msgspec.json.encode(_base64(vector) if as_base64 else list(vector)))
+
+
 def embeddings(
-    vectors: Sequence[Sequence[float]],
-    *,
-    model: str,
-    as_base64: bool,
-    usage: Usage,
-    account: Account,
+    written: Sequence[msgspec.Raw], *, model: str, usage: Usage, account: Account
 ) -> bytes:
-    """Return the answer to a request for embeddings; base64 is of little-endian 4-byte floats."""
+    """Return the answer to a request for embeddings."""
     return msgspec.json.encode(
         {
             "object": "list",
@@ -262,9 +262,9 @@ def embeddings(
                 {
                     "object": "embedding",
                     "index": number,
-                    "embedding": _base64(vector) if as_base64 else list(vector),
+                    "embedding": each,
                 }
-                for number, vector in enumerate(vectors)
+                for number, each in enumerate(written)
             ],
             "model": model,
             "usage": {"prompt_tokens": usage.input, "total_tokens": usage.input},
