@@ -56,7 +56,7 @@ def start(stage: Stage, name: str, change: str) -> int:
         [
             "taskset", "-c", str(SERVER_CORE), sys.executable, "-c", change + RUN,
             "enclave", "serve", "--ticket", str(stage.data / "loan.toml"),
-            "--listen", f"127.0.0.1:{port}", "--log-level", "info",
+            "--listen", f"127.0.0.1:{port}", "--log-level", "warning",
         ],
         env=stage.environment(),
         stdout=log,

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from aigovtool.enclave.runtime import speed as measured
 from aigovtool.enclave.runtime.speed import (
+    ALONE_S,
     MAX_AT_ONCE,
     QUICK_S,
     SLOW,
@@ -41,6 +42,7 @@ def speed(
     max_items: int = 1000,
     axis: int | None = 0,
     together: int | None = None,
+    cores: int = 2,
 ) -> Speed:
     said = UNSET if together is None else Together(max_items=together)
     return measure(
@@ -48,6 +50,7 @@ def speed(
         inputs=[takes or signature(X, ROWS)],
         outputs=[signature(Y, gives)],
         batch=None if axis is None else Batch(axes={X: axis}, max_items=max_items, together=said),
+        cores=cores,
     )
 
 
@@ -94,6 +97,17 @@ def test_as_many_rows_of_a_slow_model_share_a_run_as_stand_alone() -> None:
     assert speed(once_five, together=8) == Speed(0, together=4)
     mixed = slowly(lambda inputs: [np.where(np.isnan(inputs[X]).any(), 0, inputs[X])])
     assert speed(mixed, together=8) == SLOW
+
+
+def test_on_one_core_a_model_that_takes_longer_is_quick_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread would take turns with the event loop on it; but queries gather behind a thread."""
+    monkeypatch.setattr(measured, "_fastest_s", lambda *_: ALONE_S / 3)
+    assert speed(doubled, cores=2) == SLOW
+    assert speed(doubled, cores=1) == Speed(3, shared=True)
+    assert speed(doubled, takes=signature(X, (1, 3)), axis=None, cores=1) == Speed(1)
+    assert speed(doubled, cores=1, together=8) == Speed(0, together=8)
 
 
 def test_trying_how_many_rows_stand_alone_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from aigovtool.enclave.batching import Batching, Outputs
+from aigovtool.enclave.pace import Pace
 from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
@@ -133,6 +134,8 @@ class Flights:
         limit: queries computed or waiting for a thread; past it they are refused.
         time_s: for one computation, waiting for its thread included.
         times: is told how long each took.
+
+    `pace` says what may be computed on the event loop instead.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class Flights:
         self._each = math.ceil(limit * CONSUMER_SHARE)
         self._time_s = time_s
         self.times = times
+        self.pace = Pace()
         self._batching: Batching | None = None
         self._flights: dict[Flight[Any], None] = {}
         self._landed = asyncio.Event()  # since none was in flight
@@ -175,6 +179,8 @@ class Flights:
         inputs: Mapping[str, Array],
         outputs: Sequence[str],
         items: int,
+        *,
+        here: bool,
     ) -> contextlib.AbstractContextManager[Flight[Outputs]]:
         """
         Compute on a thread of the pool, for the length of the block.
@@ -182,7 +188,14 @@ class Flights:
         Args:
             run: of this query by itself.
             items: how many it holds, where it may share a run.
+            here: compute before the block begins, on the event loop.
         """
+        if here:
+            loop = asyncio.get_running_loop()
+            begin_s = loop.time()
+            job = _done(run, inputs, outputs)
+            self.pace.took(begin_s, loop.time())
+            return self.fly(consumer, run, job, time_s=self._time_s, since_s=begin_s)
         if self._batching is None:
             job = self._pool.submit(run.execute, inputs, outputs)
             return self.fly(consumer, run, job, time_s=self._time_s)
@@ -191,7 +204,13 @@ class Flights:
 
     @contextlib.contextmanager
     def fly(
-        self, consumer: ConsumerId, run: Ending, job: Future[T], *, time_s: float
+        self,
+        consumer: ConsumerId,
+        run: Ending,
+        job: Future[T],
+        *,
+        time_s: float,
+        since_s: float | None = None,
     ) -> Iterator[Flight[T]]:
         """
         Have a computation in flight for the length of the block.
@@ -199,13 +218,14 @@ class Flights:
         Args:
             job: its thread's.
             time_s: after so long it is ended.
+            since_s: when it was begun, on the loop's clock, if not now.
         """
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         flight = Flight(consumer, run, job)
         self._flights[flight] = None
         loop = asyncio.get_running_loop()
-        begin_s = loop.time()
+        begin_s = loop.time() if since_s is None else since_s
         timer = loop.call_later(time_s, _out_of_time, flight, time_s)
         try:
             yield flight
@@ -266,3 +286,12 @@ def _out_of_time(flight: Flight[Any], time_s: float) -> None:
             mend="ask the operator of the enclave for a longer limit",
         ),
     )
+
+
+def _done(run: Run, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Future[Outputs]:
+    job: Future[Outputs] = Future()
+    try:
+        job.set_result(run.execute(inputs, outputs))
+    except Exception as error:  # noqa: BLE001 - as a thread of the pool would
+        job.set_exception(error)
+    return job

@@ -210,7 +210,12 @@ class Infer:
         wanted = [output.name for output in ready.query.outputs]
         try:
             with session.flights.launch(
-                ready.consumer, ready.run, ready.inputs, wanted, ready.cost
+                ready.consumer,
+                ready.run,
+                ready.inputs,
+                wanted,
+                ready.cost,
+                here=ready.cost <= session.flights.pace.at_once(ready.model),
             ) as flight:
 
                 def gone() -> None:

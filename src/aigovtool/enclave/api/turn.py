@@ -19,7 +19,7 @@ Rule 2: a query that fails in a shared run is computed again alone, so that its 
 Rule 3: a run holds queries of one consumer. What was tried when the model was loaded says that its
         rows stand alone, not that no input makes them mix: a model made for that, and a consumer
         who knows the word, must not see what others ask.
-Rule 4: a model that turns out to be slow, with other values than zeros, is not computed here again.
+Rule 4: a model that turns out to be slow is not computed here again (`pace`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ from aigovtool.enclave.metrics import Tally
 from aigovtool.enclave.refunds import Fate
 from aigovtool.enclave.roster import Roster
 from aigovtool.enclave.runtime.base import TensorModel
-from aigovtool.enclave.runtime.speed import RUN_S
 from aigovtool.enclave.session import Session
 from aigovtool.enclave.till import Paid
 from aigovtool.errors import AIGovToolError
@@ -59,9 +58,7 @@ from aigovtool.wire import oip
 from aigovtool.wire.tensors import Array
 
 MAX_TURN = 64  # queries; then the loop goes round, and others get their turn
-TOO_SLOW_S = 50 * RUN_S  # of one run; others may use the machine, too
-SLOW_RUNS = 5  # so many within `TOO_OFTEN_S`: it is the model, and not the machine
-TOO_OFTEN_S = 10.0
+TURN_RUNS = 2  # and no more than so many runs may hold
 
 
 class Head:
@@ -136,8 +133,6 @@ class Turns:
         self._max_queue = limits.max_queue
         self._reader_of = Readers(limits)
         self._asked: deque[Asked] = deque()
-        self._slow_at_s: deque[float] = deque(maxlen=SLOW_RUNS)
-        self._too_slow: TensorModel | None = None
 
     @property
     def open(self) -> bool:
@@ -145,10 +140,10 @@ class Turns:
         session = self._enclave.session
         model = None if session is None else session.model
         return (
-            model is not None
+            session is not None
+            and model is not None
             and model.takes == "tensors"
-            and model.speed.at_once > 0
-            and model is not self._too_slow
+            and session.flights.pace.at_once(model) > 0
             and len(self._asked) < self._max_queue
             and not traces.on()
         )
@@ -160,24 +155,29 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._serve)
 
     def _serve(self) -> None:
-        asked = [self._asked.popleft() for _ in range(min(MAX_TURN, len(self._asked)))]
-        if self._asked:
-            asyncio.get_running_loop().call_soon(self._serve)
-        here = [one for one in asked if not one.disconnected]
-        self._tally.gone += len(asked) - len(here)
         try:
             session, model = self._enclave.serving_tensors()
             session.check_stays()
         except AIGovToolError:
-            for one in here:
+            for one in self._take(MAX_TURN):
                 one.pass_on()
             return
+        here = self._take(min(MAX_TURN, max(1, TURN_RUNS * model.speed.at_once)))
         try:
             self._step(here, session, model)
         except Exception as error:  # noqa: BLE001 - the loop goes on, and nobody waits in vain
             log_fault(error)
             for one in here:
                 one.give_up()
+
+    def _take(self, most: int) -> list[Asked]:
+        """Take those whose turn it is, and see to the others in the next one."""
+        asked = [self._asked.popleft() for _ in range(min(most, len(self._asked)))]
+        if self._asked:
+            asyncio.get_running_loop().call_soon(self._serve)
+        here = [one for one in asked if not one.disconnected]
+        self._tally.gone += len(asked) - len(here)
+        return here
 
     def _step(self, asked: Sequence[Asked], session: Session, model: TensorModel) -> None:
         ready = [query for one in asked if (query := self._read(one, session, model)) is not None]
@@ -199,7 +199,7 @@ class Turns:
                     request = oip.only_best(request, model.metadata, most)
                 inputs = request.inputs
                 items = model.price(inputs)
-                if items <= model.speed.at_once:
+                if items <= session.flights.pace.at_once(model):
                     return _Query(asked, known.consumer, request, model.prepare(inputs), items)
         except AIGovToolError:
             pass  # the application refuses it, in its own words
@@ -208,7 +208,7 @@ class Turns:
 
     def _known(self, head: Head, session: Session, model: TensorModel) -> _Known | None:
         """Return what is known of a head, None when the application is to answer it (Rule 1)."""
-        if session.turnstile.limits.active or model is self._too_slow:
+        if session.turnstile.limits.active:
             return None
         known, roster = head.known, session.roster
         if known is not None and known.roster is roster and known.metadata is model.metadata:
@@ -248,10 +248,7 @@ class Turns:
             end_s = self._clock.monotonic_s()
             for _ in group:
                 session.flights.times.add(end_s - begin_s)
-            if end_s - begin_s > TOO_SLOW_S:
-                self._slow_at_s.append(end_s)
-                if end_s - self._slow_at_s[0] < TOO_OFTEN_S and len(self._slow_at_s) == SLOW_RUNS:
-                    self._too_slow = model
+            session.flights.pace.took(begin_s, end_s)
         return computed
 
     # --- 4 --------------------------------------------------------------------------------------

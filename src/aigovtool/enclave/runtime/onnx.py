@@ -186,6 +186,7 @@ class OnnxModel:
             inputs=self.metadata.inputs,
             outputs=self.metadata.outputs,
             batch=self._batch,
+            cores=usable_cores(),
         )
 
     def _check(self, session: ort.InferenceSession) -> None:

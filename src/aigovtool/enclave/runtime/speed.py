@@ -2,6 +2,8 @@
 How fast a model computes, and whether queries may share a run: measured when it is loaded.
 
 A quick model is computed on the event loop: a hop to a thread and back costs more than it does.
+Where there is one core, this goes for models that take longer, too: a thread would take turns with
+the event loop on it, which gains nothing and lets each query wait longer.
 
 Rule 1: only a model whose work is known beforehand can be called quick: every dimension but the
         batch's is fixed, no input is text, and no operator does more work for other values
@@ -30,6 +32,7 @@ from aigovtool.wire.tensors import BYTES, DTYPES, Array
 
 QUICK_S = 0.0005  # of one item; a thread's hop costs a tenth of this
 RUN_S = 0.002  # of one run on the event loop, so that everything else there goes on
+ALONE_S = 0.01  # of both, on one core
 MAX_AT_ONCE = 32  # items; what a run costs besides its items is spread thin by then
 HOPELESS_S = 100 * QUICK_S
 TRY_S = 5.0  # in which it is tried how many rows of a slow model may share a run
@@ -85,6 +88,7 @@ def measure(
     inputs: Sequence[TensorSignature],
     outputs: Sequence[TensorSignature],
     batch: Batch | None,
+    cores: int,
 ) -> Speed:
     """
     Measure a model.
@@ -92,6 +96,7 @@ def measure(
     Args:
         compute: gives all outputs, in order; raises what it likes.
         batch: how the model takes batches; None when a query is one item.
+        cores: that the enclave may use.
     """
     axes = {} if batch is None else batch.axes
     if any(
@@ -102,14 +107,16 @@ def measure(
         return SLOW
     try:
         zeros = {one.name: _filled(one, 1, axes.get(one.name)) for one in inputs}
+        joined = batch is not None and not isinstance(batch.together, UnsetType)
+        quick_s, run_s = (ALONE_S, ALONE_S) if cores == 1 and not joined else (QUICK_S, RUN_S)
         item_s = _fastest_s(compute, zeros)
-        quick = item_s <= QUICK_S
+        quick = item_s <= quick_s
         if batch is None:
             return Speed(1) if quick else SLOW
         rows_first = [axes.get(one.name) == 0 for one in inputs]
         rows_first += [one.shape[:1] == (FREE,) for one in outputs]
         if quick:
-            at_once = min(MAX_AT_ONCE, batch.max_items, int(RUN_S / item_s))
+            at_once = min(MAX_AT_ONCE, batch.max_items, int(run_s / item_s))
             stand_alone = all(rows_first) and _stand_alone(compute, inputs, at_once) == at_once
             return Speed(at_once, shared=stand_alone)
         if isinstance(batch.together, UnsetType) or not all(rows_first):
