@@ -22,6 +22,7 @@ from aigovtool.wire.openai.answers import (
     Stream,
     Usage,
     Whole,
+    embedding,
     embeddings,
     model,
     models,
@@ -281,9 +282,8 @@ def test_however_a_text_is_split_it_is_given_whole(given: tuple[str, list[int]])
 @pytest.mark.parametrize("as_base64", [False, True])
 def test_embeddings_are_numbers_or_bytes(as_base64: bool) -> None:
     vectors = [[0.5, -1.0], [2.0, 0.25]]
-    answer = json.loads(
-        embeddings(vectors, model="m", as_base64=as_base64, usage=USAGE, account=ACCOUNT)
-    )
+    written = [embedding(vector, as_base64=as_base64) for vector in vectors]
+    answer = json.loads(embeddings(written, model="m", usage=USAGE, account=ACCOUNT))
     assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     assert answer["aigovtool"] == TOLD_ACCOUNT
     told = [each["embedding"] for each in answer["data"]]

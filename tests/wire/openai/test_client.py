@@ -16,6 +16,7 @@ from aigovtool.wire.openai.answers import (
     Head,
     Stream,
     Usage,
+    embedding,
     embeddings,
 )
 from aigovtool.wire.openai.errors import encode_error, error_of
@@ -96,8 +97,8 @@ def test_the_client_asks_for_base64_and_reads_it() -> None:
     def answer(request: httpx2.Request) -> httpx2.Response:
         asked = read_embeddings(request.content)
         assert asked.base64
-        vectors = [[0.5, float(len(text))] for text in asked.texts]
-        body = embeddings(vectors, model="m", as_base64=True, usage=USAGE, account=ACCOUNT)
+        written = [embedding([0.5, float(len(text))], as_base64=True) for text in asked.texts]
+        body = embeddings(written, model="m", usage=USAGE, account=ACCOUNT)
         return httpx2.Response(200, content=body, headers={"Content-Type": "application/json"})
 
     with client_of(answer) as client:
