@@ -23,6 +23,7 @@ from aigovtool.custodian.store.base import Reading, Writing
 from aigovtool.custodian.store.rows import to_us
 from aigovtool.errors import MalformedError, PromiseBrokenError, Reason, UnavailableError
 from aigovtool.ids import DIGEST_BYTES, sha256
+from aigovtool.wire.codec import decode
 from aigovtool.wire.enrolment import LedgerHead
 
 LOST = "rollback."  # the codes of what shows that the ledger has lost something begin so
@@ -136,15 +137,11 @@ def vouches(tx: Reading, marked: Marked, hold: Hold, past: Sequence[bytes]) -> b
     held = tx.last_event_of_kind(HELD_EVENT)
     if held is None or not hold.code.startswith(LOST):
         return False
-    return marked.head.event >= _held_decoder.decode(held.detail).after
+    return marked.head.event >= decode(held.detail, _HeldDetail).after
 
 
 class _HeldDetail(msgspec.Struct, frozen=True):
     after: int
-
-
-# made here, where nobody else runs: see `wire.codec`
-_held_decoder = msgspec.json.Decoder(_HeldDetail)
 
 
 def judge_mark(tx: Reading, mark: Mark) -> tuple[Marked | None, Reason | None]:

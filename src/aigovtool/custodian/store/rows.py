@@ -51,12 +51,11 @@ from aigovtool.custodian.records import (
 )
 from aigovtool.ids import ConsumerId
 from aigovtool.tlog.tree import HASH_BYTES
-from aigovtool.wire.codec import Signed
+from aigovtool.wire.codec import Signed, decode
 from aigovtool.wire.enrolment import Keys, TokenPrice
 from aigovtool.wire.extraction import BOUNDS, ExtractionLimits
 from aigovtool.wire.limits import Limits, Rate
 
-_grace_decoder = msgspec.json.Decoder(TcbGrace)  # here, where nobody else runs: see `wire.codec`
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -383,7 +382,7 @@ def standing_of(row: Row) -> Standing:
         session=row["session"],
         appraised=from_us(row["appraised_us"]),
         tcb_status=row["tcb_status"],
-        grace=None if grace is None else _grace_decoder.decode(grace),
+        grace=None if grace is None else decode(grace, TcbGrace),
         step=Step(row["step"]),
         nonce=row["nonce"],
         asked=from_us_or_none(row["asked_us"]),
