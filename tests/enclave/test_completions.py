@@ -145,6 +145,19 @@ async def settled(enclave: RunningEnclave) -> int:
 # --- what is answered, and what it costs ----------------------------------------------------------
 
 
+async def test_no_answer_is_cut_whenever_in_the_life_of_a_lease_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Talker(step=lambda ended: ended.wait(0.03))
+    async with talking(tmp_path, monkeypatch, slow, budget=100_000) as enclave:
+        enclave.custodian.lease_duration_s = 1.0
+        for _ in range(25):  # of some 0.13 s each
+            async with streamed(enclave, max_tokens=4) as answer:
+                await answer.rest()
+            assert answer.done, answer.last
+        assert await settled(enclave) == 25 * (INPUT + 4 * PRICE.output)
+
+
 async def test_a_chat_costs_its_tokens_and_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Talker
 ) -> None:
@@ -191,7 +204,7 @@ async def test_an_answer_that_outlives_many_leases_has_a_receipt_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Talker, gate: Gate
 ) -> None:
     async with talking(tmp_path, monkeypatch, slow, budget=INPUT + 60) as enclave:
-        enclave.custodian.lease_duration_s = 0.4
+        enclave.custodian.lease_duration_s = 1.0
         gate.let(1)
         async with streamed(enclave, max_tokens=20) as stream:
             for number in range(20):  # the last credits of the budget, through several leases

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aigovtool.enclave.meter import Hold, Meter, Refusal
+from aigovtool.enclave.meter import MOVES_WITHIN_S, Hold, Meter, Refusal
 from aigovtool.enclave.refunds import Fate
 from aigovtool.enclave.renewal import Renewal
 from aigovtool.enclave.till import Tab, Till
@@ -118,6 +118,21 @@ def test_a_hold_between_leases_is_taken_in_whole_or_not_at_all() -> None:
     assert meter.draw(hold, 6, 1.0)
 
 
+def test_the_lease_that_ends_last_holds_and_the_one_that_ends_first_pays() -> None:
+    meter = Meter()
+    meter.open(lease("old", 10), 0.0)
+    meter.open(lease("new", 10), 3.0)
+    hold = holding(meter, 1, 4, 4.0)
+    assert hold.lease == LeaseId("new")
+    paid = meter.charge(BOB, 1, 4.0)
+    assert not isinstance(paid, Refusal)
+    assert paid.lease == LeaseId("old")
+    meter.close(LeaseId("new"))
+    meter.open(lease("newest", 10), 4.0)
+    assert meter.rehome(hold, 4.0)
+    assert hold.lease == LeaseId("newest")
+
+
 # --- the conversation -----------------------------------------------------------------------------
 
 
@@ -216,6 +231,48 @@ async def test_without_an_answer_to_its_report_too() -> None:
     assert renewal.due(2.5) is not None  # and nothing comes
     assert renewal.lapse(tab, 4.9) is None
     assert isinstance(renewal.lapse(tab, 5.0), UnavailableError)
+    assert not till.draw(tab, 1, 5.0)
+
+
+@pytest.mark.parametrize("left_s", [1.9, 0.5, 0.001])
+async def test_what_begins_shortly_before_its_lease_ends_is_moved_at_once(left_s: float) -> None:
+    ledger = Ledger(1000)
+    renewal, till = make(ledger)
+    renewal.welcomed(ledger.welcome(), 0.0)
+    first = await begin(renewal, 10, 90, 0.0)
+    talk(renewal, ledger, 0.0)
+    renewal.finish(await first, Fate.ANSWERED, 0.0)
+    woken = []
+    renewal._wake = lambda: woken.append(True)
+    now_s = 5.0 - left_s
+    tab = renewal.pay(ALICE, 20, 10, now_s)
+    assert isinstance(tab, Tab)
+    assert woken  # who writes may have gone to sleep until that lease ends
+    report = renewal.due(now_s)
+    assert report is not None
+    assert report.want is not None
+    assert report.want.held == {ALICE: 10}
+    assert renewal.lapse(tab, 5.0) is None  # the answer may come
+    assert not till.draw(tab, 1, 5.0)  # and nothing is given until it does
+    renewal.answered(ledger.answer(report), 5.2)
+    assert till.draw(tab, 10, 5.2)
+    renewal.finish(tab, Fate.ANSWERED, 5.2)
+    talk(renewal, ledger, 15.0)
+    assert (ledger.spent, ledger.left) == (30, 970)
+
+
+async def test_nor_is_the_answer_awaited_for_long() -> None:
+    ledger = Ledger(1000)
+    renewal, till = make(ledger)
+    renewal.welcomed(ledger.welcome(), 0.0)
+    first = await begin(renewal, 10, 90, 0.0)
+    talk(renewal, ledger, 0.0)
+    renewal.finish(await first, Fate.ANSWERED, 0.0)
+    tab = renewal.pay(ALICE, 20, 10, 4.9)
+    assert isinstance(tab, Tab)
+    assert renewal.due(4.9) is not None  # and nothing comes
+    assert renewal.lapse(tab, 4.9 + MOVES_WITHIN_S - 0.01) is None
+    assert isinstance(renewal.lapse(tab, 4.9 + MOVES_WITHIN_S), UnavailableError)
     assert not till.draw(tab, 1, 5.0)
 
 

@@ -5,7 +5,8 @@ Rule 1: a query is charged here before it is computed. A charge is taken back on
         is open, so that the settlement says what was served, and only once, by `till`.
 Rule 2: a lease lives until ``sent_at_s + duration_s``, on the enclave's monotonic clock. Once it
         has been seen expired it never serves again, even if that clock should jump back.
-Rule 3: of several live leases the one that expires first pays.
+Rule 3: of several live leases the one that expires first pays; what is held is held by the one
+        that expires last, since it has to move when that is over.
 Rule 4: a consumer with a budget or a rate of its own uses only what a lease caps for it, and
         nothing of a lease that does not name it; none uses a lease after its own time is over.
 Rule 5: a closed lease is gone: its use, as `close` gives it, is final.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from aigovtool.wire.control import Lease
 from aigovtool.wire.receipt import RefundClass
 
 _EXPIRED = -math.inf
+MOVES_WITHIN_S = 2.0  # what is held by a lease that is nearly over has so long to find another
 
 
 class Charge(NamedTuple):  # the quickest to make, as one is for every query
@@ -200,7 +202,7 @@ class Meter:
         """
         if cost < 1:
             raise PromiseBrokenError("a query must cost at least one credit", came=str(cost))
-        live = self._take(consumer, cost, now_s)
+        live = self._take(self._live, consumer, cost, now_s)
         if isinstance(live, Refusal):
             return live
         return self._charged(live, consumer, cost)
@@ -217,7 +219,7 @@ class Meter:
         """
         if min(cost, held) < 1:
             raise PromiseBrokenError("a query that goes on costs and holds", came=f"{cost}, {held}")
-        live = self._take(consumer, cost + held, now_s)
+        live = self._take(reversed(self._live), consumer, cost + held, now_s)
         if isinstance(live, Refusal):
             return live
         hold = Hold(consumer, live.lease, held)
@@ -230,10 +232,12 @@ class Meter:
         self.recent[consumer] = self.recent.get(consumer, 0) + cost
         return live.book(cost)
 
-    def _take(self, consumer: ConsumerId, credits: int, now_s: float) -> _Live | Refusal:
-        """Take credits out of what is left of the first lease that can give them."""
+    def _take(
+        self, leases: Iterable[_Live], consumer: ConsumerId, credits: int, now_s: float
+    ) -> _Live | Refusal:
+        """Take credits out of what is left of the first of *leases* that can give them."""
         refusal = Refusal.NO_LEASE
-        for live in self._live:
+        for live in leases:
             if live.has_expired(now_s):
                 continue
             if live.ends_s and live.is_over_for(consumer, now_s):
@@ -306,7 +310,7 @@ class Meter:
 
     def rehome(self, hold: Hold, now_s: float) -> bool:
         """Let a live lease take in a hold that has none; False when none can take it whole."""
-        live = self._take(hold.consumer, hold.left, now_s)
+        live = self._take(reversed(self._live), hold.consumer, hold.left, now_s)
         if isinstance(live, Refusal):
             return False
         hold.lease = live.lease
@@ -324,12 +328,18 @@ class Meter:
         """Return when `held_at_half_time` may have something, infinity when nothing is held."""
         return min((live.half_time_s for live in self._live if live.rolls), default=math.inf)
 
-    def expiry_s(self, hold: Hold) -> float:
-        """Return until when *hold* can be drawn from; infinity in a lease of duration 0."""
+    def moves_until_s(self, hold: Hold, now_s: float) -> float:
+        """
+        Return until when *hold*, which a lease has just taken in, may wait for the next one: that
+        lease's own end, or a moment from now where that is near; infinity in one of duration 0.
+        """
         live = None if hold.lease is None else self._find(hold.lease)
         if live is None:
             return _EXPIRED
-        return math.inf if live.stays else live.expires_s
+        if live.stays:
+            return math.inf
+        half_s = (live.expires_s - live.opened_s) / 2
+        return max(live.expires_s, now_s + min(half_s, MOVES_WITHIN_S))
 
     def refund(self, charge: Charge, consumer: ConsumerId, kind: RefundClass) -> Charge | None:
         """

@@ -14,7 +14,8 @@ Rule 4: of what the custodian said is used up, nothing more is asked for until s
         a person is asked instead, if somebody waits.
 Rule 5: a query that goes on moves with what is held for it from lease to lease: one that holds
         something is settled at half its time, and the same report asks for what it held. While the
-        answer is awaited nothing of it is served; without one, or with less, it ends there.
+        answer is awaited nothing of it is served; without one by the end of its last lease (or a
+        moment later where it had only just moved there), or with less, it ends there.
 """
 
 from __future__ import annotations
@@ -238,6 +239,7 @@ class Renewal:
     def pay(self, consumer: ConsumerId, cost: int, held: int, now_s: float) -> Paid | Refusal:
         """Charge *cost* credits of which *held* are only held, or say why no lease can."""
         if held:
+            self._wake()  # its lease may be past half its time
             return self._till.open_tab(consumer, cost - held, held, now_s)
         return self._till.pay(consumer, cost, now_s)
 

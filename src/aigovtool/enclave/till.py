@@ -47,7 +47,7 @@ class Tab(Paid):
     A query that goes on: `charge` paid for its input, and the worst case of its output is held.
 
     Args:
-        until_s: when the lease expires that holds it, or held it last; infinity for one of
+        until_s: when it is given up where no further lease takes it in; infinity for a lease of
             duration 0.
 
     `drawn` are the payloads of the receipts for what was drawn, in order, still to be signed.
@@ -117,7 +117,7 @@ class Till:
             receipt,
             self.receipts.count,
             hold=hold,
-            until_s=self.meter.expiry_s(hold),
+            until_s=self.meter.moves_until_s(hold, now_s),
         )
         self.tabs[tab] = None
         return tab
@@ -130,7 +130,7 @@ class Till:
         """Let a live lease take in a tab that is between two; False when none can."""
         if not self.meter.rehome(tab.hold, now_s):
             return False
-        tab.until_s = self.meter.expiry_s(tab.hold)
+        tab.until_s = self.meter.moves_until_s(tab.hold, now_s)
         return True
 
     def _book(self, tab: Tab) -> None:
