@@ -289,9 +289,8 @@ class _Exchange:
     async def pass_on(self, response: Response, limit: asyncio.Timeout) -> None:
         """Pass on the answer as it comes; every piece moves the *limit*."""
         await self._start(response.status, _passed(response.headers, _HOP_BY_HOP))
-        loop = asyncio.get_running_loop()
         async for piece in response.chunks():
-            limit.reschedule(loop.time() + SILENCE_TIMEOUT_S)
+            _move(limit)
             await self._give(piece)
         await self._end()
 
@@ -303,9 +302,8 @@ class _Exchange:
             response.status, _passed(response.headers, _HOP_BY_HOP | {b"content-length"})
         )
         self._streams = True
-        loop = asyncio.get_running_loop()
         async for event in streamed.events():
-            limit.reschedule(loop.time() + SILENCE_TIMEOUT_S)
+            _move(limit)
             await self._give(event.raw)
 
     async def pass_last(self, streamed: StreamedAnswer) -> None:
@@ -449,6 +447,13 @@ def _require_loopback(listen: Address, where: str) -> None:
             expected="an address such as 127.0.0.1:8080",
             mend="listen on loopback; --dangerously-listen-beyond-loopback if you mean it",
         )
+
+
+def _move(limit: asyncio.Timeout) -> None:
+    """Something came: move the *limit*, which need not be exact, once a second at most."""
+    at_s = asyncio.get_running_loop().time() + SILENCE_TIMEOUT_S
+    if (limit.when() or 0.0) < at_s - 1.0:
+        limit.reschedule(at_s)
 
 
 def _is_uncharged(error: AIGovToolError) -> bool:

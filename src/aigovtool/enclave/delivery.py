@@ -11,7 +11,6 @@ Rule 3: a stop, a block, a lease that is over and a client that leaves end it at
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator
 
@@ -44,6 +43,8 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[Piece] = deque()
         self._news = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_s = 0.0
         self._flight: Flight[None] | None = None
         self._run: Generation | None = None
         self.given = 0
@@ -78,6 +79,8 @@ class Delivery:
                 await flight.landed()
             finally:
                 run.terminate()  # whoever stops reading wants no more of it
+                if self._alarm is not None:
+                    self._alarm.cancel()
 
     @property
     def cached(self) -> int:
@@ -103,9 +106,21 @@ class Delivery:
                 flight.end(Cut.LAPSED, lapse)
                 continue
             self._news.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(self._tab.until_s - now_s, LONGEST_WAIT_S)):
-                    await self._news.wait()
+            self._look_at(self._tab.until_s, now_s)
+            await self._news.wait()
+
+    def _look_at(self, at_s: float, now_s: float) -> None:
+        """See that it looks by itself at *at_s*: one alarm for all waits in one lease."""
+        if self._alarm is not None:
+            if self._alarm_s == at_s:
+                return
+            self._alarm.cancel()
+        self._alarm_s = at_s
+        self._alarm = self._loop.call_later(min(at_s - now_s, LONGEST_WAIT_S), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._news.set()
 
     def _charge(self, piece: Piece, now_s: float) -> bool:
         tokens = piece.produced - self.given
