@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import Raw
 
 from aigovtool.errors import AIGovToolError
 from aigovtool.wire import oip, simd
@@ -63,7 +62,7 @@ def is_read(body: bytes, datatype: str, shape: Sequence[int]) -> bool:
         try:
             numbers = simd.Numbers(memoryview(body))
             (tensor,) = json.loads(numbers.rest.replace(b"[-0e-0]", b'"[-0e-0]"'))["inputs"]
-            return numbers.take(Raw(tensor["data"].encode()), datatype, shape) is not None
+            return numbers.take(tensor["data"].encode(), datatype, shape) is not None
         except simd.DoubtError:
             return False
 

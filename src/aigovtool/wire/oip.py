@@ -22,7 +22,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -36,7 +36,7 @@ from aigovtool.wire.classification import (
 )
 from aigovtool.wire.coarse import rounded
 from aigovtool.wire.codec import Message, decode
-from aigovtool.wire.simd import LEAST_BYTES, DoubtError, Numbers
+from aigovtool.wire.simd import LEAST_BYTES, MARK, DoubtError, Numbers
 from aigovtool.wire.tensors import (
     BYTES,
     Array,
@@ -288,17 +288,19 @@ class RequestReader:
     """
     Reads requests for one model.
 
-    Clients send one head over and over, and only the binary data after it changes. So what was
-    found of a head is kept, and not looked for again: of heads that hold nothing of one query, no
-    id, no number, no parameter but those of the framing. The checks of the data are as ever.
+    Clients say one thing over and over, and only the data changes: bytes behind a head, or numbers
+    that can be cut out of the text (`Numbers`). So what was found of a head, or of such a text, is
+    kept, and not looked for again: where nothing in it is of one query, no id, no number, no
+    parameter but those of the framing. The checks of the data are as ever.
     """
 
-    __slots__ = ("_kept", "_limits", "_model")
+    __slots__ = ("_kept", "_kept_texts", "_limits", "_model")
 
     def __init__(self, model: ModelMetadata, limits: Limits = DEFAULT_LIMITS) -> None:
         self._model = model
         self._limits = limits
         self._kept: dict[bytes, _Head] = {}
+        self._kept_texts: dict[bytes, _Text] = {}
 
     def read(
         self, body: bytes | bytearray | memoryview, *, header_length: int | None
@@ -313,18 +315,19 @@ class RequestReader:
         if (head := self._kept.get(key)) is not None:
             return head.request(binary)
         message, request = self._read(text, binary)
-        if (head := _Head.of(message, request)) is not None:
-            if len(self._kept) >= KEPT_HEADS:
-                self._kept = {}  # and not one by one: threads may read here, too
-            self._kept[key] = head
+        _keep(self._kept, key, _Head.of(message, request))
         return request
 
     def _read_json(self, text: memoryview, binary: _Reader) -> InferRequest:
         if LEAST_BYTES <= len(text) <= self._limits.max_json_bytes:
             with contextlib.suppress(DoubtError, AIGovToolError):
                 numbers = Numbers(text)
-                request = self._read(numbers.rest, binary, numbers)[1]
+                if (kept := self._kept_texts.get(numbers.rest)) is not None:
+                    return kept.request(numbers)
+                message, request = self._read(numbers.rest, binary, numbers)
                 numbers.check_all_taken()
+                if len(numbers.rest) <= MAX_KEPT_BYTES:
+                    _keep(self._kept_texts, numbers.rest, _Text.of(message, request))
                 return request
         return self._read(text, binary)[1]
 
@@ -363,7 +366,7 @@ class _Head:
     @classmethod
     def of(cls, message: _Request, request: InferRequest) -> _Head | None:
         """Return what is to be kept of a request that was read, None for nothing of it."""
-        if message.id is not None or not _FRAMING.issuperset(request.parameters):
+        if not _says_nothing_of_itself(message, request):
             return None
         tensors = []
         for one in message.inputs:
@@ -381,6 +384,51 @@ class _Head:
         }
         binary.finish()
         return InferRequest(id="", parameters=self.parameters, inputs=inputs, outputs=self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text without its numbers that was found good: as `_Head`, with what stands for them."""
+
+    tensors: tuple[tuple[str, bytes, str, tuple[int, ...]], ...]
+    parameters: Mapping[str, str | int | float | bool]
+    outputs: tuple[RequestedOutput, ...]
+
+    @classmethod
+    def of(cls, message: _Request, request: InferRequest) -> _Text | None:
+        """Return what is to be kept of a request that was read, None for nothing of it."""
+        if not _says_nothing_of_itself(message, request):
+            return None
+        tensors = []
+        for one in message.inputs:
+            mark = b"" if isinstance(one.data, UnsetType) else bytes(one.data)
+            if not mark.startswith(MARK) or one.parameters:
+                return None
+            tensors.append((one.name, mark, one.datatype, one.shape))
+        return cls(tuple(tensors), request.parameters, request.outputs)
+
+    def request(self, numbers: Numbers) -> InferRequest:
+        """Read the numbers of another request with this text; raises DoubtError."""
+        inputs = {
+            name: numbers.take_marked(mark, datatype, shape)
+            for name, mark, datatype, shape in self.tensors
+        }
+        numbers.check_all_taken()
+        return InferRequest(id="", parameters=self.parameters, inputs=inputs, outputs=self.outputs)
+
+
+def _says_nothing_of_itself(message: _Request, request: InferRequest) -> bool:
+    return message.id is None and _FRAMING.issuperset(request.parameters)
+
+
+_Kept = TypeVar("_Kept", _Head, _Text)
+
+
+def _keep(kept: dict[bytes, _Kept], key: bytes, found: _Kept | None) -> None:
+    if found is not None:
+        if len(kept) >= KEPT_HEADS:
+            kept.clear()  # and not one by one: threads may read here, too
+        kept[key] = found
 
 
 def encode_infer_response(
@@ -658,7 +706,7 @@ def _read_tensors(
         else:
             array = None
             if numbers is not None:
-                array = numbers.take(tensor.data, tensor.datatype, tensor.shape)
+                array = numbers.take(bytes(tensor.data), tensor.datatype, tensor.shape)
             if array is None:
                 array = from_json(tensor.name, tensor.data, tensor.datatype, tensor.shape)
             arrays[tensor.name] = array

@@ -15,19 +15,19 @@ belong to no tensor.
 
 from __future__ import annotations
 
+import contextvars
 import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 import simdjson
 
 from aigovtool.wire.tensors import DTYPES, Array
 
-LEAST_BYTES = 8 << 10  # of an array; below, the plain way is as quick
+LEAST_BYTES = 64  # of an array
 LEAST_ROW = 16  # elements
 PIECE_BYTES = 64 << 10
 
@@ -35,17 +35,40 @@ _KEY = b'"data"'
 _OPENING = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(?=\[)")
 _NESTED = re.compile(rb"\[[ \t\r\n]*\[")
 _BLANK = b" \t\r\n"
-_MARK = b"[-0e-"  # and a number and a bracket: in place of the numbers that were cut out
+MARK = b"[-0e-"  # and a number and a bracket: in place of the numbers that were cut out
 _WIDE: dict[str, tuple[Literal["d", "i", "u"], type[np.generic]]] = {
     "FP": ("d", np.float64),
     "IN": ("i", np.int64),
     "UI": ("u", np.uint64),
 }
-_here = threading.local()
+
+
+class _Here(threading.local):
+    """
+    What a thread keeps: a parser, whose memory (some 20 times the longest text) would be faulted in
+    anew, and a context in which numpy raises where a number does not fit (`np.errstate` costs more
+    than to convert a short array).
+    """
+
+    def __init__(self) -> None:
+        self.parser = simdjson.Parser()
+        self.strict = contextvars.Context()
+        self.strict.run(np.seterr, over="raise")
+
+
+_here = _Here()
 
 
 class DoubtError(Exception):
     """Let the message be read the plain way (Rule 1)."""
+
+
+class _Cut(NamedTuple):
+    """An array in the text; `flat` when it has no other array in it."""
+
+    start: int
+    end: int
+    flat: bool
 
 
 class Numbers:
@@ -63,77 +86,100 @@ class Numbers:
 
     def __init__(self, text: memoryview) -> None:
         self._text = bytes(text)
-        self._cuts: dict[bytes, tuple[int, int]] = {}
+        self._cuts: dict[bytes, _Cut] = {}
         pieces, kept_to, at = [], 0, 0
         while (key := self._text.find(_KEY, at)) >= 0:
             at = key + len(_KEY)
             if (opening := _OPENING.match(self._text, at)) is None:
                 continue
-            start, at = opening.end(), self._end(opening.end())
-            if at - start >= LEAST_BYTES:
-                mark = _MARK + b"%d]" % len(self._cuts)
-                self._cuts[mark] = (start, at)
-                pieces += [self._text[kept_to:start], mark]
+            cut = self._cut_at(opening.end())
+            at = cut.end
+            if at - cut.start >= LEAST_BYTES:
+                mark = MARK + b"%d]" % len(self._cuts)
+                self._cuts[mark] = cut
+                pieces += [self._text[kept_to : cut.start], mark]
                 kept_to = at
         self.rest = b"".join((*pieces, self._text[kept_to:]))
-        if not self._cuts or self.rest.count(_MARK) != len(self._cuts):
+        if not self._cuts or self.rest.count(MARK) != len(self._cuts):
             raise DoubtError
 
-    def take(self, data: msgspec.Raw, datatype: str, shape: Sequence[int]) -> Array | None:
+    def take(self, data: bytes, datatype: str, shape: Sequence[int]) -> Array | None:
         """
         Return the array in whose place *data* is, None when it is not a mark; each only once.
 
         Raises:
             DoubtError: it is not certain what the numbers are.
         """
-        cut = self._cuts.pop(bytes(data), None)
-        if cut is None:
-            return None
+        return self.take_marked(data, datatype, shape) if data in self._cuts else None
+
+    def take_marked(self, mark: bytes, datatype: str, shape: Sequence[int]) -> Array:
+        """Do so of what must be a mark that was not taken yet; raises DoubtError."""
+        cut = self._cuts.pop(mark, None)
         kind, count = _WIDE.get(datatype[:2]), math.prod(shape)
         # a number and a comma take two bytes: nothing is allocated for a count that cannot be
-        if kind is None or datatype not in DTYPES or not 0 < count <= (cut[1] - cut[0]) // 2:
+        if (
+            cut is None
+            or kind is None
+            or datatype not in DTYPES
+            or not 0 < count <= (cut.end - cut.start) // 2
+        ):
             raise DoubtError
-        wide = np.empty(count, kind[1])
+        return _narrowed(self._wide(cut, shape, count, *kind), DTYPES[datatype]).reshape(shape)
+
+    def _wide(
+        self,
+        cut: _Cut,
+        shape: Sequence[int],
+        count: int,
+        kind: Literal["d", "i", "u"],
+        dtype: type[np.generic],
+    ) -> Array:
+        whole: Array | None = None
         filled = 0
         for piece in self._pieces(cut, shape):
-            found = _parsed(piece, *kind)
+            found = _parsed(piece, kind, dtype)
+            if found.size == count and not filled:
+                whole, filled = found, count
+                continue
             if not 0 < found.size <= count - filled:
                 raise DoubtError
-            wide[filled : filled + found.size] = found
+            whole = np.empty(count, dtype) if whole is None else whole
+            whole[filled : filled + found.size] = found
             filled += found.size
-        if filled != count:
+        if whole is None or filled != count:
             raise DoubtError
-        return _narrowed(wide, DTYPES[datatype]).reshape(shape)
+        return whole
 
     def check_all_taken(self) -> None:
         """Raise DoubtError when an array that was cut out belongs to no tensor."""
         if self._cuts:
             raise DoubtError
 
-    def _end(self, start: int) -> int:
-        """Return where the array that begins at *start* ends."""
-        depth, at = 1, start + 1
+    def _cut_at(self, start: int) -> _Cut:
+        """Return the array that begins at *start*."""
+        depth, at, flat = 1, start + 1, True
         while True:
             close = self._text.find(b"]", at)
             if close < 0:
                 raise DoubtError
             if self._text.find(b"[", at, close) >= 0:  # which is quicker than to count them
                 depth += self._text.count(b"[", at, close)
+                flat = False
             depth -= 1
             if depth == 0:
-                return close + 1
+                return _Cut(start, close + 1, flat)
             if at == start + 1 and self._text.count(b",", start, close) < LEAST_ROW - 1:
                 raise DoubtError
             at = close + 1
 
-    def _pieces(self, cut: tuple[int, int], shape: Sequence[int]) -> Iterator[bytes]:
+    def _pieces(self, cut: _Cut, shape: Sequence[int]) -> Iterator[bytes]:
         """Yield the array in pieces that are arrays of numbers, or something else altogether."""
-        start, end = cut
-        if _NESTED.match(self._text, start):
+        start, end, flat = cut
+        if not flat:
+            if not _NESTED.match(self._text, start):  # simdjson would flatten it
+                raise DoubtError
             yield from self._rows(start, end, shape)
             return
-        if self._text.find(b"[", start + 1, end) >= 0:  # simdjson would flatten it
-            raise DoubtError
         at, last = start + 1, end - 1
         while last - at > PIECE_BYTES:
             comma = self._text.rfind(b",", at, at + PIECE_BYTES)
@@ -167,9 +213,6 @@ class Numbers:
 
 
 def _parsed(text: bytes, kind: Literal["d", "i", "u"], dtype: type[np.generic]) -> Array:
-    # a parser keeps its memory, some 20 times the longest text; a new one would fault it in anew
-    if not hasattr(_here, "parser"):
-        _here.parser = simdjson.Parser()
     try:
         array = _here.parser.parse(text)
         if not isinstance(array, simdjson.Array):
@@ -182,8 +225,8 @@ def _parsed(text: bytes, kind: Literal["d", "i", "u"], dtype: type[np.generic]) 
 def _narrowed(wide: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "f":
         try:
-            with np.errstate(over="raise"):
-                return wide.astype(dtype, copy=False)
+            narrow: Array = _here.strict.run(wide.astype, dtype, copy=False)
+            return narrow
         except FloatingPointError:
             raise DoubtError from None
     bounds = np.iinfo(dtype)
