@@ -254,6 +254,7 @@ def proxy(
     from aigovtool.client.proxy import DEFAULT_PORT, GRPC_PORT, serve_proxy
     from aigovtool.client.receipt_store import ReceiptStore, default_folder
     from aigovtool.client.session import read_manifest
+    from aigovtool.heap import keep_freed_memory
 
     where = parse_address(listen, default_port=DEFAULT_PORT)
     grpc_where = None if grpc_listen is None else parse_address(grpc_listen, default_port=GRPC_PORT)
@@ -283,6 +284,7 @@ def proxy(
             await channel.aclose()
             store.close()
 
+    keep_freed_memory()
     _run(serve())
 
 

@@ -253,6 +253,7 @@ def _run(
     from aigovtool.enclave.app import Ready
     from aigovtool.enclave.app import serve as serve_enclave
     from aigovtool.enclave.progress import BarProgress, LoggedProgress
+    from aigovtool.heap import keep_freed_memory
 
     def listening(address: str) -> None:
         custodians = ", ".join(dict.fromkeys(ticket.custodian for ticket in tickets))
@@ -285,6 +286,7 @@ def _run(
             )
         talk.print("settled and wiped")
 
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 

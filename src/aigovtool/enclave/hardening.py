@@ -61,13 +61,6 @@ def silence_libraries() -> None:
     os.close(nowhere)
 
 
-def return_freed_memory() -> None:
-    """Give freed heap back to the kernel, which clears pages before anyone else gets them."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
-    if trim is not None:
-        trim(0)
-
-
 def _why() -> str:
     return os.strerror(ctypes.get_errno())
 

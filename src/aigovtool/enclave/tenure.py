@@ -15,12 +15,12 @@ from datetime import datetime
 
 from aigovtool.enclave.control import MODEL_REPLACED, Conversation, Ending
 from aigovtool.enclave.enclave import Enclave, refusal
-from aigovtool.enclave.hardening import return_freed_memory
 from aigovtool.enclave.lifecycle import State
 from aigovtool.enclave.model_room import ModelRoom
 from aigovtool.enclave.runtime.base import Model
 from aigovtool.enclave.session import Session
 from aigovtool.errors import AIGovToolError
+from aigovtool.heap import return_freed_memory
 from aigovtool.ids import LoanId
 from aigovtool.sealing.manifest import SealedManifest
 from aigovtool.telemetry.logs import event
