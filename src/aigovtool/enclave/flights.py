@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from aigovtool.enclave.batching import Batching, Outputs
 from aigovtool.enclave.pace import Pace
+from aigovtool.enclave.rounds import Rounds
 from aigovtool.enclave.runtime.base import Run, TensorModel
 from aigovtool.errors import AIGovToolError, UnavailableError
 from aigovtool.ids import ConsumerId
@@ -31,6 +32,7 @@ FULL_RETRY_AFTER_S = 1.0
 CONSUMER_SHARE = 0.75  # of what all consumers have together, that one of them can take
 
 T = TypeVar("T")
+F = TypeVar("F", bound="Flight[Any] | HereFlight")
 
 
 class Ending(Protocol):
@@ -125,6 +127,44 @@ class Flight(Generic[T]):
             raise
 
 
+class HereFlight:
+    """One query that is computed on the event loop, when it is its turn there."""
+
+    __slots__ = ("_begun", "_compute", "_place", "consumer", "cut")
+
+    def __init__(
+        self,
+        consumer: ConsumerId,
+        place: asyncio.Future[None] | None,
+        compute: Callable[[], Outputs],
+    ) -> None:
+        self.consumer = consumer
+        self.cut: FlightCutError | None = None
+        self._place = place
+        self._compute = compute
+        self._begun = False
+
+    def end(self, cut: Cut, error: AIGovToolError, *, only_if_waiting: bool = False) -> None:
+        """End it, unless it has ended; when anybody can say so it waits, or is over."""
+        if self.cut is None and not self._begun:
+            self.cut = FlightCutError(cut, error, begun=False)
+            if self._place is not None:
+                self._place.cancel()
+
+    async def landed(self) -> Outputs:
+        """Compute it, and return its outputs; raises FlightCutError, or what the runtime raised."""
+        if self._place is not None:
+            try:
+                await self._place
+            except asyncio.CancelledError:
+                if self.cut is None:
+                    raise
+        if self.cut is not None:
+            raise self.cut
+        self._begun = True
+        return self._compute()
+
+
 class Flights:
     """
     What one loan has in the compute threads, which it shares with others.
@@ -135,7 +175,7 @@ class Flights:
         time_s: for one computation, waiting for its thread included.
         times: is told how long each took.
 
-    `pace` says what may be computed on the event loop instead.
+    `pace` says what may be computed on the event loop instead, and `rounds` when.
     """
 
     def __init__(
@@ -147,8 +187,9 @@ class Flights:
         self._time_s = time_s
         self.times = times
         self.pace = Pace()
+        self.rounds = Rounds()
         self._batching: Batching | None = None
-        self._flights: dict[Flight[Any], None] = {}
+        self._flights: dict[Flight[Any] | HereFlight, None] = {}
         self._landed = asyncio.Event()  # since none was in flight
         self._jobs: set[Future[Any]] = set()
 
@@ -161,14 +202,15 @@ class Flights:
 
     def check_room(self, consumer: ConsumerId) -> None:
         """Refuse a query before it is charged, when it would have to wait too long."""
-        if len(self._jobs) < self._each:
+        there = len(self._jobs) + len(self.rounds)
+        if there < self._each:
             return
         own = sum(flight.consumer == consumer for flight in self._flights)
-        if len(self._jobs) >= self._limit or own >= self._each:
+        if there >= self._limit or own >= self._each:
             raise UnavailableError(
                 "too many queries are in flight",
                 code="queue.full",
-                came=f"{len(self._jobs)} queries, {own} of them yours",
+                came=f"{there} queries, {own} of them yours",
                 retry_after_s=FULL_RETRY_AFTER_S,
             )
 
@@ -181,21 +223,21 @@ class Flights:
         items: int,
         *,
         here: bool,
-    ) -> contextlib.AbstractContextManager[Flight[Outputs]]:
+    ) -> contextlib.AbstractContextManager[Flight[Outputs] | HereFlight]:
         """
         Compute on a thread of the pool, for the length of the block.
 
         Args:
             run: of this query by itself.
             items: how many it holds, where it may share a run.
-            here: compute before the block begins, on the event loop.
+            here: compute on the event loop instead, when it has landed.
         """
         if here:
-            loop = asyncio.get_running_loop()
-            begin_s = loop.time()
-            job = _done(run, inputs, outputs)
-            self.pace.took(begin_s, loop.time())
-            return self.fly(consumer, run, job, time_s=self._time_s, since_s=begin_s)
+            place = self.rounds.place(consumer)
+            return self._aloft(
+                HereFlight(consumer, place, lambda: self._execute(run, inputs, outputs)),
+                self._time_s,
+            )
         if self._batching is None:
             job = self._pool.submit(run.execute, inputs, outputs)
             return self.fly(consumer, run, job, time_s=self._time_s)
@@ -210,7 +252,6 @@ class Flights:
         job: Future[T],
         *,
         time_s: float,
-        since_s: float | None = None,
     ) -> Iterator[Flight[T]]:
         """
         Have a computation in flight for the length of the block.
@@ -218,14 +259,17 @@ class Flights:
         Args:
             job: its thread's.
             time_s: after so long it is ended.
-            since_s: when it was begun, on the loop's clock, if not now.
         """
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
-        flight = Flight(consumer, run, job)
+        with self._aloft(Flight(consumer, run, job), time_s) as flight:
+            yield flight
+
+    @contextlib.contextmanager
+    def _aloft(self, flight: F, time_s: float) -> Iterator[F]:
         self._flights[flight] = None
         loop = asyncio.get_running_loop()
-        begin_s = loop.time() if since_s is None else since_s
+        begin_s = loop.time()
         timer = loop.call_later(time_s, _out_of_time, flight, time_s)
         try:
             yield flight
@@ -235,6 +279,16 @@ class Flights:
             del self._flights[flight]
             if not self._flights:
                 self._landed.set()
+
+    def _execute(self, run: Run, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Outputs:
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        try:
+            return run.execute(inputs, outputs)
+        finally:
+            end_s = loop.time()
+            self.pace.took(begin_s, end_s)
+            self.rounds.took(end_s - begin_s)
 
     def cancel(
         self, error: Callable[[], AIGovToolError], *, consumer: ConsumerId | None = None
@@ -277,7 +331,7 @@ class Flights:
             await over.wait()
 
 
-def _out_of_time(flight: Flight[Any], time_s: float) -> None:
+def _out_of_time(flight: Flight[Any] | HereFlight, time_s: float) -> None:
     flight.end(
         Cut.OUT_OF_TIME,
         UnavailableError(
@@ -286,12 +340,3 @@ def _out_of_time(flight: Flight[Any], time_s: float) -> None:
             mend="ask the operator of the enclave for a longer limit",
         ),
     )
-
-
-def _done(run: Run, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Future[Outputs]:
-    job: Future[Outputs] = Future()
-    try:
-        job.set_result(run.execute(inputs, outputs))
-    except Exception as error:  # noqa: BLE001 - as a thread of the pool would
-        job.set_exception(error)
-    return job
