@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from aigovtool.errors import AIGovToolError
 from aigovtool.wire import oip, simd
-from aigovtool.wire.oip import ModelMetadata, TensorSignature, decode_infer_request
+from aigovtool.wire.oip import ModelMetadata, RequestReader, TensorSignature
 from aigovtool.wire.tensors import DTYPES
 
 NUMBERS = [name for name in DTYPES if name not in ("BOOL", "BYTES")]
@@ -31,15 +32,26 @@ def model_of(tensors: Sequence[tuple[str, int]]) -> ModelMetadata:
     )
 
 
-def outcome(body: bytes, model: ModelMetadata, *, least: int) -> tuple[object, ...]:
-    """Return all that comes of a request, or all that is said of it."""
+def outcome(
+    body: bytes, model: ModelMetadata, *, least: int, before: bytes | None = None
+) -> tuple[object, ...]:
+    """
+    Return all that comes of a request, or all that is said of it.
+
+    Args:
+        before: what the same reader has read before, so that it may know the text.
+    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(oip, "LEAST_BYTES", least)
         patched.setattr(simd, "LEAST_BYTES", least)
         patched.setattr(simd, "LEAST_ROW", 2)
         patched.setattr(simd, "PIECE_BYTES", 24)
+        reader = RequestReader(model)
+        if before is not None:
+            with contextlib.suppress(AIGovToolError):
+                reader.read(before, header_length=None)
         try:
-            request = decode_infer_request(body, header_length=None, model=model)
+            request = reader.read(body, header_length=None)
         except AIGovToolError as error:
             return type(error).__name__, str(error), repr(error.reasons)
     arrays = {
@@ -49,9 +61,10 @@ def outcome(body: bytes, model: ModelMetadata, *, least: int) -> tuple[object, .
     return request.id, request.parameters, request.outputs, arrays
 
 
-def agreed(body: bytes, model: ModelMetadata) -> tuple[object, ...]:
+def agreed(body: bytes, model: ModelMetadata, *, before: bytes | None = None) -> tuple[object, ...]:
     plain = outcome(body, model, least=1 << 40)
     assert outcome(body, model, least=0) == plain
+    assert outcome(body, model, least=0, before=before or body) == plain
     return plain
 
 
@@ -121,14 +134,56 @@ TOKENS = [
 def test_both_ways_say_the_same_of_whatever_is_damaged(
     made: tuple[bytes, ModelMetadata], data: st.DataObject
 ) -> None:
-    body, model = made
+    whole, model = made
+    body = whole
     for _ in range(data.draw(st.integers(1, 2))):
         pieces = re.split(rb"([\[\]{},:]|\s)", body)
         at = data.draw(st.integers(0, len(pieces) - 1))
         token = data.draw(st.sampled_from(TOKENS))
         pieces[at] = token if data.draw(st.booleans()) else pieces[at] + token
         body = b"".join(pieces)
-    agreed(body, model)
+    agreed(body, model, before=whole)
+
+
+def test_a_text_that_is_known_is_read_with_its_own_numbers() -> None:
+    model, reader = model_of([("FP32", 1)]), RequestReader(model_of([("FP32", 1)]))
+    first, second = (request("FP32", [20], list(range(start, start + 20))) for start in (0, 10))
+    reader.read(first, header_length=None)
+    assert len(reader._kept_texts) == 1
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delattr(RequestReader, "_read")  # nothing is looked for again
+        for body, start in ((second, 10), (first, 0)):
+            got = reader.read(body, header_length=None).inputs["x0"]
+            assert got.tolist() == list(range(start, start + 20))
+    assert outcome(second, model, least=64) == outcome(second, model, least=1 << 40)
+
+
+@pytest.mark.parametrize(
+    "more", [{"id": "mine"}, {"parameters": {"mine": 1}}, {"inputs": "two, one of them short"}]
+)
+def test_of_a_text_with_something_of_one_query_nothing_is_kept(more: dict[str, object]) -> None:
+    short = {"name": "x1", "datatype": "FP32", "shape": [2], "data": [1, 2]}
+    message = json.loads(request("FP32", [20], list(range(20))))
+    two = "inputs" in more
+    message |= {"inputs": [*message["inputs"], short]} if two else more
+    reader = RequestReader(model_of([("FP32", 1)] * (2 if two else 1)))
+    for _ in range(2):
+        got = reader.read(json.dumps(message).encode(), header_length=None)
+        assert got.inputs["x0"].tolist() == list(range(20))
+        assert (got.id, got.parameters) == (more.get("id", ""), more.get("parameters", {}))
+    assert reader._kept_texts == {}
+
+
+def test_texts_that_are_kept_are_bounded() -> None:
+    reader = RequestReader(model_of([("FP32", 1)]))
+    for count in range(20, 20 + 3 * oip.KEPT_HEADS):
+        body = request("FP32", [count], [0.5] * count)
+        assert reader.read(body, header_length=None).inputs["x0"].shape == (count,)
+        assert 1 <= len(reader._kept_texts) <= oip.KEPT_HEADS
+    body = request("FP32", [20], [0.5] * 20) + b" " * oip.MAX_KEPT_BYTES
+    reader._kept_texts.clear()
+    reader.read(body, header_length=None)
+    assert reader._kept_texts == {}
 
 
 @pytest.mark.parametrize("nested", [False, True])

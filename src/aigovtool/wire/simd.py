@@ -1,5 +1,5 @@
 """
-The numbers of large JSON requests, read by a SIMD parser straight into arrays.
+The numbers of JSON requests, read by a SIMD parser straight into arrays.
 
 They are cut out of the text, which leaves a small message for `codec.decode`, and are parsed by
 simdjson in pieces that stay in the processor's cache.
@@ -27,7 +27,7 @@ import simdjson
 
 from aigovtool.wire.tensors import DTYPES, Array
 
-LEAST_BYTES = 64  # of an array
+LEAST_BYTES = 64  # of an array; a shorter one is not worth the search
 LEAST_ROW = 16  # elements
 PIECE_BYTES = 64 << 10
 
