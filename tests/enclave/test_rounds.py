@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from aigovtool.enclave import rounds
 from aigovtool.enclave.batching import Outputs
-from aigovtool.enclave.flights import Flights
+from aigovtool.enclave.flights import Cut, FlightCutError, Flights
 from aigovtool.enclave.rounds import Rounds
+from aigovtool.errors import LoanNotActiveError, UnavailableError
 from aigovtool.ids import ConsumerId
+from aigovtool.telemetry.metrics import Times
+from aigovtool.wire.tensors import Array
 
 from .conftest import query, running_enclave
 from .custodian import FakeCustodian
@@ -81,6 +86,85 @@ async def test_who_leaves_takes_nobodys_place() -> None:
     assert places[4] is not None
     assert places[4].done()
     assert len(seen) == 0
+
+
+class Counted:
+    """A run that counts what it computes."""
+
+    def __init__(self) -> None:
+        self.computed = 0
+
+    def execute(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Outputs:
+        self.computed += 1
+        return {}
+
+    def terminate(self) -> None:
+        raise AssertionError("nothing runs that could be told to end")
+
+
+def launched(seen: Flights, run: Counted, consumer: ConsumerId) -> asyncio.Task[Outputs]:
+    async def fly() -> Outputs:
+        with seen.launch(consumer, run, {}, [], 1, here=True) as flight:
+            return await flight.landed()
+
+    return asyncio.create_task(fly())
+
+
+@pytest.fixture
+def flights() -> Iterator[Flights]:
+    with ThreadPoolExecutor(1) as pool:
+        yield Flights(pool, limit=4, time_s=60.0, times=Times())
+
+
+async def waiting(seen: Flights, run: Counted, *who: ConsumerId) -> list[asyncio.Task[Outputs]]:
+    """Launch queries while no round comes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Rounds, "_round", lambda _: None)
+        assert seen.rounds.place(ALICE) is None  # the one that there is
+        tasks = [launched(seen, run, one) for one in who]
+        await asyncio.sleep(0)
+    assert len(seen.rounds) == len(seen) == len(who)
+    return tasks
+
+
+@pytest.mark.parametrize("granted", [False, True], ids=["waits", "its turn has just come"])
+async def test_a_stop_ends_who_waits_for_its_turn_and_nothing_is_computed(
+    flights: Flights, granted: bool
+) -> None:
+    run = Counted()
+    tasks = await waiting(flights, run, ALICE, ALICE, BOB)
+    if granted:
+        flights.rounds.took(1e-6)
+        flights.rounds._round()
+    assert flights.cancel(lambda: LoanNotActiveError("stopped")) == 3
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for one in ended:
+        assert isinstance(one, FlightCutError)
+        assert (one.cut, one.begun) == (Cut.STOPPED, False)
+    assert run.computed == 0
+    await flights.answered()
+    assert len(flights) == 0
+
+
+async def test_who_is_given_up_while_it_waits_holds_up_nobody(flights: Flights) -> None:
+    run = Counted()
+    first, *others = await waiting(flights, run, ALICE, ALICE, BOB)
+    first.cancel()
+    flights.rounds._round()
+    await asyncio.gather(*others)
+    assert first.cancelled()
+    assert run.computed == 2
+    assert len(flights) == len(flights.rounds) == 0
+
+
+async def test_who_waits_for_a_turn_takes_room_of_its_share(flights: Flights) -> None:
+    tasks = await waiting(flights, Counted(), ALICE, ALICE, ALICE)
+    with pytest.raises(UnavailableError, match="too many"):
+        flights.check_room(ALICE)
+    flights.check_room(BOB)
+    flights.rounds._round()
+    await asyncio.gather(*tasks)
+    flights.check_room(ALICE)
 
 
 async def test_large_queries_at_one_time_leave_the_loop_to_others_in_between(
