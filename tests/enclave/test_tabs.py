@@ -234,14 +234,17 @@ async def test_without_an_answer_to_its_report_too() -> None:
     assert not till.draw(tab, 1, 5.0)
 
 
+async def used_once() -> tuple[Ledger, Renewal, Till]:
+    """Return a session whose lease was used, and holds nothing."""
+    ledger = Ledger(1000)
+    renewal, till, tab = await started(ledger)
+    renewal.finish(tab, Fate.ANSWERED, 0.0)
+    return ledger, renewal, till
+
+
 @pytest.mark.parametrize("left_s", [1.9, 0.5, 0.001])
 async def test_what_begins_shortly_before_its_lease_ends_is_moved_at_once(left_s: float) -> None:
-    ledger = Ledger(1000)
-    renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome(), 0.0)
-    first = await begin(renewal, 10, 90, 0.0)
-    talk(renewal, ledger, 0.0)
-    renewal.finish(await first, Fate.ANSWERED, 0.0)
+    ledger, renewal, till = await used_once()
     woken = []
     renewal._wake = lambda: woken.append(True)
     now_s = 5.0 - left_s
@@ -262,12 +265,7 @@ async def test_what_begins_shortly_before_its_lease_ends_is_moved_at_once(left_s
 
 
 async def test_nor_is_the_answer_awaited_for_long() -> None:
-    ledger = Ledger(1000)
-    renewal, till = make(ledger)
-    renewal.welcomed(ledger.welcome(), 0.0)
-    first = await begin(renewal, 10, 90, 0.0)
-    talk(renewal, ledger, 0.0)
-    renewal.finish(await first, Fate.ANSWERED, 0.0)
+    _, renewal, till = await used_once()
     tab = renewal.pay(ALICE, 20, 10, 4.9)
     assert isinstance(tab, Tab)
     assert renewal.due(4.9) is not None  # and nothing comes

@@ -158,7 +158,7 @@ class HereFlight:
                 await self._place
             except asyncio.CancelledError:
                 if self.cut is None:
-                    raise
+                    raise  # it is its own task that is cancelled, and not its place by `end`
         if self.cut is not None:
             raise self.cut
         self._begun = True

@@ -338,8 +338,7 @@ class Meter:
             return _EXPIRED
         if live.stays:
             return math.inf
-        half_s = (live.expires_s - live.opened_s) / 2
-        return max(live.expires_s, now_s + min(half_s, MOVES_WITHIN_S))
+        return max(live.expires_s, now_s + min(live.half_time_s - live.opened_s, MOVES_WITHIN_S))
 
     def refund(self, charge: Charge, consumer: ConsumerId, kind: RefundClass) -> Charge | None:
         """

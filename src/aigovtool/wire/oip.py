@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -299,8 +299,8 @@ class RequestReader:
     def __init__(self, model: ModelMetadata, limits: Limits = DEFAULT_LIMITS) -> None:
         self._model = model
         self._limits = limits
-        self._kept: dict[bytes, _Head] = {}
-        self._kept_texts: dict[bytes, _Text] = {}
+        self._kept: dict[bytes, _Head[int]] = {}
+        self._kept_texts: dict[bytes, _Head[bytes]] = {}
 
     def read(
         self, body: bytes | bytearray | memoryview, *, header_length: int | None
@@ -313,21 +313,30 @@ class RequestReader:
             return self._read(text, binary)[1]
         key = bytes(text)
         if (head := self._kept.get(key)) is not None:
-            return head.request(binary)
+            request = head.request(
+                lambda name, size, datatype, shape: from_binary(
+                    name, binary.take(name, size), datatype, shape
+                )
+            )
+            binary.finish()
+            return request
         message, request = self._read(text, binary)
-        _keep(self._kept, key, _Head.of(message, request))
+        _keep(self._kept, key, _Head.of(message, request, _size))
         return request
 
     def _read_json(self, text: memoryview, binary: _Reader) -> InferRequest:
         if LEAST_BYTES <= len(text) <= self._limits.max_json_bytes:
             with contextlib.suppress(DoubtError, AIGovToolError):
                 numbers = Numbers(text)
-                if (kept := self._kept_texts.get(numbers.rest)) is not None:
-                    return kept.request(numbers)
+                if (head := self._kept_texts.get(numbers.rest)) is not None:
+                    request = head.request(lambda _, *where: numbers.take_marked(*where))
+                    numbers.check_all_taken()
+                    return request
                 message, request = self._read(numbers.rest, binary, numbers)
                 numbers.check_all_taken()
                 if len(numbers.rest) <= MAX_KEPT_BYTES:
-                    _keep(self._kept_texts, numbers.rest, _Text.of(message, request))
+                    head = _Head.of(message, request, _mark)
+                    _keep(self._kept_texts, numbers.rest, head)
                 return request
         return self._read(text, binary)[1]
 
@@ -355,80 +364,65 @@ class RequestReader:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """A head that was found good: its tensors, as `from_binary` takes them, and what it asks."""
+_Where = TypeVar("_Where", int, bytes)
 
-    tensors: tuple[tuple[str, int, str, tuple[int, ...]], ...]
+
+@dataclass(frozen=True, slots=True)
+class _Head(Generic[_Where]):
+    """
+    A head, or a text without its numbers, that was found good: its tensors, and what it asks.
+
+    Args:
+        tensors: of each its name, where its data is (their size, or the mark in their place),
+            datatype and shape.
+    """
+
+    tensors: tuple[tuple[str, _Where, str, tuple[int, ...]], ...]
     parameters: Mapping[str, str | int | float | bool]
     outputs: tuple[RequestedOutput, ...]
 
     @classmethod
-    def of(cls, message: _Request, request: InferRequest) -> _Head | None:
+    def of(
+        cls,
+        message: _Request,
+        request: InferRequest,
+        where: Callable[[_Tensor], _Where | None],
+    ) -> _Head[_Where] | None:
         """Return what is to be kept of a request that was read, None for nothing of it."""
-        if not _says_nothing_of_itself(message, request):
+        if message.id is not None or not _FRAMING.issuperset(request.parameters):
             return None
         tensors = []
         for one in message.inputs:
-            size = (one.parameters or {}).get(_SIZE)
-            if not isinstance(size, int) or len(one.parameters or {}) != 1:
+            if (at := where(one)) is None:
                 return None
-            tensors.append((one.name, size, one.datatype, one.shape))
+            tensors.append((one.name, at, one.datatype, one.shape))
         return cls(tuple(tensors), request.parameters, request.outputs)
 
-    def request(self, binary: _Reader) -> InferRequest:
-        """Read the data of another request with this head."""
-        inputs = {
-            name: from_binary(name, binary.take(name, size), datatype, shape)
-            for name, size, datatype, shape in self.tensors
-        }
-        binary.finish()
+    def request(self, read: Callable[[str, _Where, str, tuple[int, ...]], Array]) -> InferRequest:
+        """Return another request with this head, whose data *read* gives."""
+        inputs = {tensor[0]: read(*tensor) for tensor in self.tensors}
         return InferRequest(id="", parameters=self.parameters, inputs=inputs, outputs=self.outputs)
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """A text without its numbers that was found good: as `_Head`, with what stands for them."""
-
-    tensors: tuple[tuple[str, bytes, str, tuple[int, ...]], ...]
-    parameters: Mapping[str, str | int | float | bool]
-    outputs: tuple[RequestedOutput, ...]
-
-    @classmethod
-    def of(cls, message: _Request, request: InferRequest) -> _Text | None:
-        """Return what is to be kept of a request that was read, None for nothing of it."""
-        if not _says_nothing_of_itself(message, request):
-            return None
-        tensors = []
-        for one in message.inputs:
-            mark = b"" if isinstance(one.data, UnsetType) else bytes(one.data)
-            if not mark.startswith(MARK) or one.parameters:
-                return None
-            tensors.append((one.name, mark, one.datatype, one.shape))
-        return cls(tuple(tensors), request.parameters, request.outputs)
-
-    def request(self, numbers: Numbers) -> InferRequest:
-        """Read the numbers of another request with this text; raises DoubtError."""
-        inputs = {
-            name: numbers.take_marked(mark, datatype, shape)
-            for name, mark, datatype, shape in self.tensors
-        }
-        numbers.check_all_taken()
-        return InferRequest(id="", parameters=self.parameters, inputs=inputs, outputs=self.outputs)
+def _size(tensor: _Tensor) -> int | None:
+    """Return the size of a tensor's binary data, None where its head says anything else of it."""
+    size = (tensor.parameters or {}).get(_SIZE)
+    return size if isinstance(size, int) and len(tensor.parameters or {}) == 1 else None
 
 
-def _says_nothing_of_itself(message: _Request, request: InferRequest) -> bool:
-    return message.id is None and _FRAMING.issuperset(request.parameters)
+def _mark(tensor: _Tensor) -> bytes | None:
+    """Return what stands for a tensor's numbers, None where they stand there themselves."""
+    if isinstance(tensor.data, UnsetType) or tensor.parameters:
+        return None
+    mark = bytes(tensor.data)
+    return mark if mark.startswith(MARK) else None
 
 
-_Kept = TypeVar("_Kept", _Head, _Text)
-
-
-def _keep(kept: dict[bytes, _Kept], key: bytes, found: _Kept | None) -> None:
-    if found is not None:
+def _keep(kept: dict[bytes, _Head[_Where]], key: bytes, head: _Head[_Where] | None) -> None:
+    if head is not None:
         if len(kept) >= KEPT_HEADS:
             kept.clear()  # and not one by one: threads may read here, too
-        kept[key] = found
+        kept[key] = head
 
 
 def encode_infer_response(
